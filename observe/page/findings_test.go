@@ -31,6 +31,7 @@ func TestDiagnosisAtATime(t *testing.T) {
 	} {
 		got, err := p.diagnosisAt(t.Context(), at.Add(after))
 		require.NoError(t, err)
+		got.made = time.Time{}
 		require.Equal(t, want, *got, after)
 	}
 	require.Len(t, (&diagnosis{all: []findings.Finding{crash, node}}).of(objectKey{"shop", "Deployment", "api"}), 1)
@@ -60,6 +61,22 @@ func TestStatementsOfADiagnosis(t *testing.T) {
 	}
 	require.Equal(t, want, d.statements(nil))
 	require.Equal(t, want[:6], d.statements([]string{"shop"}), "nodes and servers belong to all namespaces")
+
+	d = &diagnosis{known: true, made: fixtureNow, all: []findings.Finding{
+		{Reason: "Crash", Kind: "Deployment", Namespace: "shop", Name: "api", Container: "app", Pod: "api-1", Message: "ended with exit code 3", Bad: true, Replicas: 1, Checked: fixtureNow.Add(-31 * time.Second)},
+		{Reason: "Undetermined", Kind: "Deployment", Namespace: "shop", Name: "late", Message: "there was no time to find out why", Replicas: 1},
+		{Reason: "Deleting", Kind: "Namespace", Namespace: "shop", Name: "shop", Message: "some content has finalizers remaining", Since: since, Bad: true},
+		{Reason: "Deleting", Kind: "Deployment", Namespace: "shop", Name: "old", Message: "it was deleted and still exists, held by its finalizers: a/b"},
+		{Reason: "Deleting", Kind: "Deployment", Namespace: "shop", Name: "web", Pod: "web-1", Message: "it was deleted and still exists"},
+	}}
+	require.Equal(t, []statement{
+		{Level: bad, Text: "api in shop: 0 of 1 pod is ready: container app ends again and again.", Why: "Container app of pod api-1: ended with exit code 3. It could not be checked again for 31s: the cluster answers too slowly.", Link: "/workloads/shop/api"},
+		{Level: warn, Text: "late in shop: 0 of 1 pod is ready: why is not known yet.", Why: "There was no time to find out why.", Link: "/workloads/shop/late"},
+		{Level: bad, Text: "Namespace shop was deleted and still exists.", Why: "Some content has finalizers remaining.", Since: since.UnixMilli()},
+		{Level: warn, Text: "old in shop: it was deleted and still exists.", Why: "It was deleted and still exists, held by its finalizers: a/b.", Link: "/workloads/shop/old"},
+		{Level: warn, Text: "web in shop: a pod is not removed.", Why: "Pod web-1: it was deleted and still exists.", Link: "/workloads/shop/web"},
+	}, d.statements([]string{"shop"}))
+	require.Empty(t, d.statements([]string{"other"}), "a namespace belongs to itself")
 
 	many := &diagnosis{more: 5}
 	for _, name := range strings.Fields("a b c d e f g h i j") {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/value"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -120,11 +121,13 @@ func (s *stores) record(t testing.TB, all []*series, start, end time.Time) {
 	for at := start; !at.After(end); at = at.Add(scrape) {
 		a := s.db.Appender(context.Background())
 		for _, x := range all {
-			if !x.from.IsZero() && at.Before(x.from) || !x.until.IsZero() && at.After(x.until) {
+			if !x.from.IsZero() && at.Before(x.from) || !x.until.IsZero() && at.Add(-scrape).After(x.until) {
 				continue
 			}
 			var v float64
-			if x.rate != nil {
+			if !x.until.IsZero() && at.After(x.until) {
+				v = math.Float64frombits(value.StaleNaN) // as the scrapes write it for what a target no longer has
+			} else if x.rate != nil {
 				x.total += x.rate(at) * scrape.Seconds()
 				v = x.total
 			} else {
@@ -427,6 +430,11 @@ func clusterSeries() []*series {
 			add(&series{value: steady(1)}, "kube_pod_info", append([]string{"node", "node-" + strconv.Itoa(1+i%2)}, of...)...)
 			phase := map[bool]float64{true: 1}[w.name == "report"]
 			add(&series{value: steady(phase), from: map[bool]time.Time{true: waiting}[w.name == "report"]}, "kube_pod_status_phase", append([]string{"phase", "Pending"}, of...)...)
+			created := fixtureStart.Add(-5 * time.Hour)
+			if w.name == "report" {
+				created = waiting
+			}
+			add(&series{value: steady(float64(created.Unix())), from: map[bool]time.Time{true: waiting}[w.name == "report"]}, "kube_pod_created", of...)
 			if w.limit > 0 {
 				add(&series{value: steady(w.limit)}, "kube_pod_container_resource_limits", append([]string{"container", "app", "resource", "memory"}, of...)...)
 				add(&series{value: steady(w.limit / 2)}, "kube_pod_container_resource_requests", append([]string{"container", "app", "resource", "memory"}, of...)...)

@@ -36,6 +36,8 @@ type trigger struct {
 	// About names what it applies to.
 	About []string `json:"about"`
 
+	// highest is the highest value of those that it applies to.
+	highest float64
 	// pods are those that wait for too long, if that is what it is about.
 	pods []waitingPod
 }
@@ -153,7 +155,7 @@ func (s *server) triggers(ctx context.Context, p period) ([]trigger, error) {
 			if !t.Firing || x.since.UnixMilli() < t.Since {
 				t.Since = x.since.UnixMilli()
 			}
-			t.Firing = true
+			t.Firing, t.highest = true, max(t.highest, x.value)
 		}
 		list = append(list, t)
 	}
@@ -283,15 +285,15 @@ func (t *trigger) sentence() (text, advice string) {
 	about := listed(t.About, 3)
 	switch t.ID {
 	case "cpu":
-		return fmt.Sprintf("%s uses %.0f %% of its CPUs.", about, t.Value), "Above 70 % for long, consider another node, or a larger one."
+		return fmt.Sprintf("%s uses %.0f %% of its CPUs.", about, t.highest), "Above 70 % for long, consider another node, or a larger one."
 	case "memory":
-		return fmt.Sprintf("%s uses %.0f %% of its memory.", about, t.Value), "Above 80 %, add a node or memory at once."
+		return fmt.Sprintf("%s uses %.0f %% of its memory.", about, t.highest), "Above 80 %, add a node or memory at once."
 	case "pending":
 		return fmt.Sprintf("%s waiting for more than 5 minutes: %s.", plural(len(t.About), "pod has been", "pods have been"), about), "See the events of these pods."
 	case "evicted":
 		return fmt.Sprintf("%s evicted: %s.", plural(len(t.About), "pod was", "pods were"), about), "Add a node or memory at once."
 	}
-	return fmt.Sprintf("The slowest of 100 requests to the API server takes %.1f s.", t.Value), "Check the control plane and its datastore."
+	return fmt.Sprintf("The slowest of 100 requests to the API server takes %.1f s.", t.highest), "Check the control plane and its datastore."
 }
 
 // listed writes names one after the other, at most n of them.

@@ -14,7 +14,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"polymesh.dev/polymesh/observe/document"
+	"polymesh.dev/polymesh/observe/findings"
+	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
+	"polymesh.dev/polymesh/observe/rulefiles"
 	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
@@ -212,7 +215,9 @@ func TestAfternoon(t *testing.T) {
 		require.Equal(t, "/edge/polyglot-services/node-service/polyglot-services/rust-service", st.Link)
 		st = find("node-1 uses 7")
 		require.WithinDuration(t, fixtureNow.Add(-30*time.Minute), time.UnixMilli(st.Since), 6*time.Minute)
-		find("1 pod has been waiting for more than 5 minutes")
+		for text := range texts {
+			require.NotContains(t, text, "waiting for more than 5 minutes", "the diagnosis says why this pod waits")
+		}
 		st = find("node-service in polyglot-services was killed at its memory limit")
 		require.True(t, st.Once)
 		require.Equal(t, note, find("of your own scrape jobs cannot be read").Level)
@@ -381,6 +386,144 @@ func TestSlowCalls(t *testing.T) {
 	require.InDelta(t, 175, *e.P50, 1)
 	pair := url.Values{"from-ns": {"a"}, "from": {"web"}, "to-ns": {"a"}, "to": {"api"}}
 	require.InDelta(t, 175, *get[edgeAnswer](t, h, "edge?"+pair.Encode()).Edge.P50, 1)
+}
+
+// TestNow is about what holds at a time, and not shortly before.
+func TestNow(t *testing.T) {
+	s := newStores(t)
+	state := []string{"job", scrapeconfig.JobState, "instance", "node-1"}
+	var all []*series
+	add := func(x series, name string, more ...string) {
+		x.labels = labels.FromStrings(append([]string{"__name__", name}, more...)...)
+		all = append(all, &x)
+	}
+	gone := fixtureNow.Add(-2 * time.Minute)
+	pod := func(name, phase string, from, until time.Time) {
+		of := append([]string{"namespace", "shop", "pod", name, "uid", name}, state...)
+		add(series{value: steady(1), from: from, until: until}, "kube_pod_status_phase", append([]string{"phase", phase}, of...)...)
+		add(series{value: steady(float64(from.Unix())), from: from, until: until}, "kube_pod_created", of...)
+	}
+	pod("gone", "Pending", fixtureNow.Add(-20*time.Minute), gone)
+	pod("short", "Pending", fixtureNow.Add(-4*time.Minute), gone)
+	pod("young", "Pending", fixtureNow.Add(-4*time.Minute), time.Time{})
+	pod("explained", "Pending", fixtureNow.Add(-9*time.Minute), time.Time{})
+	pod("sibling", "Pending", fixtureNow.Add(-9*time.Minute), time.Time{})
+	pod("waits", "Pending", fixtureNow.Add(-7*time.Minute), time.Time{})
+	pod("runs", "Running", fixtureNow.Add(-time.Hour), time.Time{})
+	add(series{value: func(at time.Time) float64 {
+		return map[bool]float64{true: 1}[at.Before(fixtureNow.Add(-10*time.Minute))]
+	}}, "up", "job", scrapeconfig.JobKubelet, "instance", "node-1:10250")
+	add(series{value: steady(0), until: gone}, "up", "job", scrapeconfig.JobNode, "instance", "node-2")
+	add(series{value: steady(1), until: gone}, "ALERTS", "alertname", "Over", "alertstate", "firing")
+	add(series{value: steady(1)}, "ALERTS", "alertname", "Lasts", "alertstate", "firing")
+	// A node is busy for less than the rule waits, and another one for longer.
+	for node, idle := range map[string]struct {
+		from time.Time
+		rate float64
+	}{"busy": {fixtureNow.Add(-30 * time.Minute), 0.1}, "briefly": {fixtureNow.Add(-11 * time.Minute), 0.02}} {
+		add(series{rate: func(at time.Time) float64 { return map[bool]float64{true: idle.rate, false: 0.9}[at.After(idle.from)] }},
+			"node_cpu_seconds_total", "job", scrapeconfig.JobNode, "instance", node, "node", node, "cpu", "0", "mode", "idle")
+	}
+	restarted := fixtureNow.Add(-9 * time.Minute)
+	add(series{value: func(at time.Time) float64 { return map[bool]float64{true: 1}[!at.Before(restarted)] }}, "kube_pod_container_status_restarts_total",
+		append([]string{"namespace", "shop", "pod", "again-1", "uid", "again-1", "container", "app"}, state...)...)
+	s.record(t, all, fixtureNow.Add(-time.Hour), fixtureNow)
+
+	workload := func(name string, pods ...document.Pod) document.Workload {
+		return document.Workload{Kind: "Deployment", Namespace: "shop", Name: name, Replicas: 1, Ready: 1, Pods: pods}
+	}
+	ended := func(reason string, code int32) document.Pod {
+		return document.Pod{Name: "again-1", Phase: "Running", Ready: true, Containers: []document.State{{Name: "app", Ready: true, Last: &document.End{Reason: reason, ExitCode: code, Finished: document.At(restarted)}}}}
+	}
+	objects := func(at time.Time, again document.Pod) {
+		var list []logstore.Entry
+		for _, w := range []document.Workload{workload("api", document.Pod{Name: "explained", Phase: "Pending"}, document.Pod{Name: "sibling", Phase: "Pending"}), workload("again", again)} {
+			list = append(list, logstore.Entry{Time: at, Labels: fields("job", document.Objects, "namespace", w.Namespace, "workload", w.Name), Metadata: fields("kind", w.Kind), Line: asJSON(w)})
+		}
+		require.NoError(t, s.logs.Append(list))
+	}
+	objects(fixtureNow.Add(-3*time.Minute), document.Pod{Name: "again-1", Phase: "Running", Ready: true, Containers: []document.State{{Name: "app", Ready: true}}})
+	objects(fixtureNow.Add(-2*time.Minute), ended("Completed", 0))
+	objects(fixtureNow.Add(-time.Minute), ended("Error", 2))
+	image := findings.Finding{Reason: "ImagePull", Kind: "Deployment", Namespace: "shop", Name: "api", Pod: "explained", Container: "app", Message: "x: not found", Replicas: 2}
+	require.NoError(t, s.logs.Append((&findings.Survey{Findings: []findings.Finding{image}}).Entries(fixtureNow.Add(-time.Second))))
+	s.logs.Flush()
+	h := s.page(t)
+	at := func(at time.Time) map[string]statement {
+		texts := map[string]statement{}
+		for _, st := range get[overviewAnswer](t, h, fmt.Sprintf("overview?end=%d", at.UnixMilli())).Statements {
+			texts[st.Text] = st
+		}
+		return texts
+	}
+	now := at(fixtureNow)
+	require.Equal(t, fixtureNow.Add(-7*time.Minute).UnixMilli(), now["1 pod has been waiting for more than 5 minutes: shop/waits."].Since, "%v", now)
+	const target = "1 target of kubelet cannot be read: node-1:10250. Without that, its metrics are missing."
+	require.WithinDuration(t, fixtureNow.Add(-10*time.Minute), time.UnixMilli(now[target].Since), time.Minute, "%v", now)
+	require.Contains(t, now, "Alert Lasts is firing.")
+	require.Contains(t, now, "busy uses 90 % of its CPUs.", "the other one was busy for less than the time of the rule")
+	for text := range now {
+		for _, over := range []string{"gone", "short", "young", "explained", "sibling", "node-2", "Over", "briefly"} {
+			require.NotContains(t, text, over)
+		}
+	}
+	before := at(gone.Add(-time.Second))
+	require.Contains(t, before, "3 pods have been waiting for more than 5 minutes: shop/explained, shop/gone, shop/sibling.", "%v", before)
+	for minutes, why := range map[time.Duration]string{
+		-150: "How it ended was not recorded.", -90: "The last time, it ended by itself, without an error (exit code 0).", 0: "The last time, it ended with exit code 2 (Error).",
+	} {
+		st, ok := at(fixtureNow.Add(minutes * time.Second))["again in shop was restarted once."]
+		require.True(t, ok)
+		require.Equal(t, why, st.Why)
+		require.WithinDuration(t, restarted, time.UnixMilli(st.Since), 30*time.Second)
+	}
+}
+
+// TestTriggersAreTheRules compares how long they wait.
+func TestTriggersAreTheRules(t *testing.T) {
+	f, err := rulefiles.Default()
+	require.NoError(t, err)
+	waits := map[string]time.Duration{}
+	for _, r := range f.Groups.Groups[0].Rules {
+		waits[r.Labels["trigger"]] = time.Duration(r.For)
+	}
+	require.Equal(t, map[string]time.Duration{"cpu": cpuLasting, "memory": memoryLasting, "apiserver": serverLasting, "pending": 0, "evicted": 0}, waits)
+	require.Contains(t, f.Groups.Groups[0].Rules[2].Expr, fmt.Sprintf("> %d", int(pendingLimit.Seconds())), "its pods wait since their creation")
+}
+
+// TestRolloutsSayWhy is about rollouts whose canary's pods do not become ready.
+func TestRolloutsSayWhy(t *testing.T) {
+	s := newStores(t)
+	started, over := fixtureNow.Add(-10*time.Minute), fixtureNow.Add(-5*time.Minute)
+	rollout := func(at time.Time, r document.Rollout) {
+		require.NoError(t, s.logs.Append([]logstore.Entry{{Time: at, Labels: fields("job", document.Rollouts, "namespace", r.Namespace, "workload", r.Name), Line: asJSON(r)}}))
+	}
+	r := document.Rollout{Name: "go-service", Namespace: "shop", Image: "x:2", Started: document.At(started), Phase: "Starting", Step: -1}
+	rollout(started, r)
+	finding := findings.Finding{Reason: "Pending", Kind: "Deployment", Namespace: "shop", Name: "go-service-canary", Pod: "go-service-canary-1", Message: "0/1 nodes are available: 1 Insufficient cpu", Replicas: 1}
+	for at := started.Add(time.Minute); at.Before(over); at = at.Add(time.Minute) {
+		require.NoError(t, s.logs.Append((&findings.Survey{Findings: []findings.Finding{finding}}).Entries(at)))
+	}
+	require.NoError(t, s.logs.Append((&findings.Survey{}).Entries(over.Add(-10*time.Second))))
+	r.Phase, r.Ended = "Aborted", document.At(over)
+	rollout(over, r)
+	// One that was promoted, and one with a reason of its own, are as they were.
+	rollout(over, document.Rollout{Name: "go-service", Namespace: "shop", Started: document.At(started.Add(-time.Hour)), Phase: "RolledBack", Reason: "error rate 3 %", Ended: document.At(over)})
+	s.logs.Flush()
+	h := s.page(t)
+	type list struct{ Rollouts []document.Rollout }
+	const why = "Pod go-service-canary-1: 0/1 nodes are available: 1 Insufficient cpu."
+	for at, want := range map[time.Time]string{
+		started.Add(time.Second):     "",
+		started.Add(2 * time.Minute): "The canary is not ready. " + why,
+		fixtureNow:                   "The canary was not ready. " + why,
+	} {
+		got := get[list](t, h, fmt.Sprintf("rollouts?end=%d&window=1h", at.UnixMilli())).Rollouts
+		require.Equal(t, want, got[0].Reason, at)
+		one := get[struct{ Rollout document.Rollout }](t, h, fmt.Sprintf("rollouts/shop/go-service?end=%d&window=1h&started=%d", at.UnixMilli(), started.UnixMilli()))
+		require.Equal(t, want, one.Rollout.Reason, at)
+	}
+	require.Equal(t, "error rate 3 %", get[list](t, h, "rollouts?window=1h").Rollouts[1].Reason)
 }
 
 // TestEmpty asks stores in which there is nothing.
