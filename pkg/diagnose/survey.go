@@ -630,6 +630,8 @@ func (r *round) undetermined(c candidate, last examined, pods []corev1.Pod, err 
 	f := Found{Reason: Undetermined, Kind: c.of.kind, Namespace: c.of.namespace, Name: c.of.name, Bad: c.unready && c.ready == 0, Ready: c.ready, Replicas: c.replicas}
 	f.Message = "there was no time to find out why"
 	switch {
+	case !c.unready && !last.at.IsZero():
+		return // all that it was to be examined for was not found
 	case !c.unready:
 		f.Reason, f.Message = InjectionMissing, "a pod has no sidecar, although one is requested"
 	case err != nil && !errors.Is(err, context.DeadlineExceeded):
