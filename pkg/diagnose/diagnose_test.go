@@ -263,3 +263,23 @@ func check(t *testing.T, got string, want []string) {
 		}
 	}
 }
+
+// A program's two streams reach the log in either order. What it wrote is told in the order in which it was told before.
+func TestOutputKeepsItsOrder(t *testing.T) {
+	ended := func(text string) corev1.ContainerStatus {
+		return corev1.ContainerStatus{Name: "app", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 3, Message: text}}}
+	}
+	var before map[string]string
+	for _, step := range []struct{ wrote, told string }{
+		{"INFO starting\nERROR no file", "INFO starting\nERROR no file"},
+		{"ERROR no file\nINFO starting", "INFO starting\nERROR no file"},
+		{"ERROR no space\nINFO starting", "ERROR no space\nINFO starting"},
+		{"ERROR no space\nERROR no space", "ERROR no space\nERROR no space"},
+	} {
+		w := &examination{output: before}
+		if got := w.lastOutput(t.Context(), &corev1.Pod{}, ended(step.wrote)); got != step.told {
+			t.Errorf("it wrote %q, and %q is told", step.wrote, got)
+		}
+		before = w.written
+	}
+}
