@@ -121,8 +121,9 @@ type findingKey struct {
 type findingTimes struct{ since, seen time.Time }
 
 type examined struct {
-	at    time.Time
-	found []Found
+	// at is zero before it was examined with success; tried is when that was last begun.
+	at, tried time.Time
+	found     []Found
 	// output is what each container last wrote.
 	output map[string]string
 }
@@ -584,7 +585,7 @@ func (r *round) examine(ctx context.Context) {
 	r.more += max(len(r.stuck)-maxExamined, 0)
 	r.suspects = slices.DeleteFunc(r.suspects, func(c candidate) bool { return r.ending(c.at.namespace) })
 	slices.SortStableFunc(r.suspects, func(a, b candidate) int {
-		return cmp.Or(order(!a.unready)-order(!b.unready), r.examined[a.at].at.Compare(r.examined[b.at].at), order(a.ready > 0)-order(b.ready > 0),
+		return cmp.Or(order(!a.unready)-order(!b.unready), r.examined[a.at].tried.Compare(r.examined[b.at].tried), order(a.ready > 0)-order(b.ready > 0),
 			cmp.Compare(a.at.namespace, b.at.namespace), cmp.Compare(a.at.name, b.at.name))
 	})
 	before := r.examined
@@ -598,7 +599,8 @@ func (r *round) examine(ctx context.Context) {
 				r.found = append(r.found, now.found...)
 				continue
 			}
-			// What is gone has no finding.
+			// The next time, others come first. What is gone has no finding.
+			last.tried, seen = r.at, true
 			if pods != nil {
 				last.found = slices.DeleteFunc(slices.Clone(last.found), func(f Found) bool {
 					return f.Pod != "" && !slices.ContainsFunc(pods, func(p corev1.Pod) bool { return p.Name == f.Pod })
@@ -653,7 +655,7 @@ func (r *round) undetermined(c candidate, last examined, pods []corev1.Pod, err 
 
 // explain finds out what is wrong with a workload. The error is why that is not known; the pods are those that could be read.
 func (r *round) explain(ctx context.Context, c candidate, last examined) (examined, []corev1.Pod, error) {
-	now := examined{at: r.at}
+	now := examined{at: r.at, tried: r.at}
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(c.object)
 	if err != nil {
 		return now, nil, err
@@ -680,7 +682,11 @@ func (r *round) explain(ctx context.Context, c candidate, last examined) (examin
 	if err != nil && len(w.findings) == 0 {
 		return now, pods, err
 	}
-	if now.output = w.written; c.unready && len(w.findings) == 0 {
+	now.output = w.written
+	if now.output == nil {
+		now.output = last.output
+	}
+	if c.unready && len(w.findings) == 0 {
 		f := Finding{Reason: NotReady, Message: Line(c.failed), Advice: "see `kubectl describe " + w.id + "`, and its pods"}
 		if key := (findingKey{c.of, NotReady, ""}); c.failed == "" {
 			if r.at.Sub(r.since(key, c.since, r.at)) < patience {
