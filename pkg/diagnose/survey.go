@@ -180,7 +180,7 @@ func (s *Surveyor) survey(ctx context.Context) (*Survey, error) {
 	now := s.now()
 	ctx, cancel := context.WithTimeout(ctx, surveyTime)
 	defer cancel()
-	r := &round{Surveyor: s, at: now, workloads: map[subject]candidate{}, suspected: map[subject]bool{}, namespaced: map[string]namespace{}, away: map[string]bool{}, found: []Found{}}
+	r := &round{Surveyor: s, at: now, workloads: map[subject]candidate{}, going: map[subject]bool{}, suspected: map[subject]bool{}, namespaced: map[string]namespace{}, away: map[string]bool{}, found: []Found{}}
 	// The namespaces after what is in them: one that is deleted meanwhile explains why its workloads are not ready.
 	for _, look := range []func(context.Context) error{r.nodes, r.deployments, r.statefulSets, r.daemonSets, r.jobs, r.namespaces, r.pods} {
 		if err := look(ctx); err != nil {
@@ -218,6 +218,8 @@ type round struct {
 	*Surveyor
 	at        time.Time
 	workloads map[subject]candidate
+	// going are those that are being deleted.
+	going map[subject]bool
 	// namespaced are the namespaces.
 	namespaced map[string]namespace
 	suspects   []candidate
@@ -343,6 +345,7 @@ func (r *round) ending(name string) bool {
 // workload notes a workload, by the name of the object that owns its pods, unless it is being deleted.
 func (r *round) workload(owner subject, object metav1.Object, c candidate) {
 	if r.deleted(c.of, object) {
+		r.going[owner] = true
 		return
 	}
 	r.workloads[owner] = c
@@ -539,6 +542,9 @@ func (r *round) pod(pod *corev1.Pod) {
 			if name, ok := strings.CutSuffix(owner.Name, "-"+pod.Labels[appsv1.DefaultDeploymentUniqueLabelKey]); ok {
 				by = subject{"Deployment", pod.Namespace, name}
 			}
+		}
+		if r.going[by] {
+			return
 		}
 		if c, owned = r.workloads[by]; owned {
 			at, of = by, c.of
