@@ -204,8 +204,10 @@ func TestSockets(t *testing.T) {
 	for name, paths := range documentedPaths(t) {
 		c := client(filepath.Join(dir, name+".sock"))
 		for path, there := range paths {
-			code, _ := get(t, c, path)
-			require.Equal(t, there, code != http.StatusNotFound, "docs/operate/observe.md: %s%s: status %d", name, path, code)
+			code, text := get(t, c, path)
+			// Jaeger's API answers 404 in JSON if there are no traces.
+			missing := code == http.StatusNotFound && !strings.HasPrefix(text, "{")
+			require.Equal(t, there, !missing, "docs/operate/observe.md: %s%s: status %d", name, path, code)
 		}
 	}
 	_, text = get(t, client(filepath.Join(dir, "prometheus.sock")), "/metrics")
