@@ -48,10 +48,7 @@ func TestSurvey(t *testing.T) {
 	for _, name := range []string{"n1", "n3"} {
 		controlplanetest.ReadyNode(t, client, name)
 	}
-	c.node("n1", func(n *corev1.Node) {
-		n.Status.Allocatable = corev1.ResourceList{corev1.ResourcePods: resource.MustParse("50"), corev1.ResourceCPU: resource.MustParse("4"), corev1.ResourceMemory: resource.MustParse("8Gi")}
-		n.Status.Capacity = n.Status.Allocatable
-	})
+	c.node("n1", hasRoom)
 	for name, labels := range map[string]map[string]string{"shop": nil, "mesh": {"istio-injection": "enabled"}, "full": nil} {
 		if _, err := client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
@@ -271,12 +268,23 @@ func (h held) RoundTrip(r *http.Request) (*http.Response, error) {
 	return h.RoundTripper.RoundTrip(r)
 }
 
+// TestServer is the other process of TestSurveyWithoutTime.
+func TestServer(t *testing.T) { controlplanetest.ServeProcess(t) }
+
+// hasRoom gives a node room for pods.
+func hasRoom(n *corev1.Node) {
+	n.Status.Allocatable = corev1.ResourceList{corev1.ResourcePods: resource.MustParse("50"), corev1.ResourceCPU: resource.MustParse("4"), corev1.ResourceMemory: resource.MustParse("8Gi")}
+	n.Status.Capacity = n.Status.Allocatable
+}
+
 // What cannot be found out in time is as it was found last, or is said to be unknown. What is deleted is not wrong.
 func TestSurveyWithoutTime(t *testing.T) {
-	file := controlplanetest.Start(t, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	// A process has its controllers once, and TestSurvey has them.
+	file, _ := controlplanetest.StartProcess(t)
 	client := controlplanetest.Client(t, file)
 	c := &cluster{t, client}
 	controlplanetest.ReadyNode(t, client, "n1")
+	c.node("n1", hasRoom)
 	for _, name := range []string{"shop", "old"} {
 		if _, err := client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
@@ -411,6 +419,11 @@ func TestSurveyWithoutTime(t *testing.T) {
 		return nil
 	})
 	controlplanetest.Eventually(t, "the namespace says why it stays", func() error {
+		// As a kubelet does when the containers have ended.
+		now := int64(0)
+		if err := client.CoreV1().Pods("old").DeleteCollection(t.Context(), metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{}); err != nil {
+			return err
+		}
 		ns, err := client.CoreV1().Namespaces().Get(t.Context(), "old", metav1.GetOptions{})
 		if err == nil && !strings.Contains(fmt.Sprint(ns.Status.Conditions), "example.com/hold") {
 			err = fmt.Errorf("it has %+v", ns.Status)
