@@ -78,7 +78,7 @@ func (m *Metrics) newHandlers() handlers {
 
 // newAPI wraps a constructor that changes its parameters with each release of Prometheus.
 func (m *Metrics) newAPI() *v1.API {
-	view := apiView{m}
+	view, version := apiView{m}, prometheusVersion()
 	var writable storage.AppendableV2
 	if m.series != nil {
 		writable = m.series.writers()
@@ -106,7 +106,7 @@ func (m *Metrics) newAPI() *v1.API {
 		false,                    // agent
 		regexp.MustCompile(`^$`), // no other origins
 		view.runtime,
-		&v1.PrometheusVersion{Version: prometheusVersion(), GoVersion: runtime.Version()},
+		&v1.PrometheusVersion{Version: version, GoVersion: runtime.Version()},
 		func() []notifications.Notification { return []notifications.Notification{} },
 		func() (<-chan notifications.Notification, func(), bool) { return nil, nil, false },
 		m.registry,
@@ -121,7 +121,7 @@ func (m *Metrics) newAPI() *v1.API {
 		false, // metadata in the log
 		nil,   // other codes of errors
 		features.NewRegistry(),
-		v1.OpenAPIOptions{ExternalURL: externalURL.String(), Version: prometheusVersion()},
+		v1.OpenAPIOptions{ExternalURL: externalURL.String(), Version: version},
 		m.parser,
 		false, // cost of queries
 		queryTimeout,

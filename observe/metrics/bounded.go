@@ -40,23 +40,28 @@ type bounded struct {
 	max     uint64
 	labels  *labelBytes
 	space   *space
-	refused prometheus.Counter
+	refused atomic.Int64
 	// misplaced counts samples of kubelets about pods that are not on their node. A few are normal when a pod starts or ends.
 	misplaced prometheus.Counter
-	count     atomic.Int64
 	log       *slog.Logger
 	logged    atomic.Int64 // when, in seconds
 }
 
 func newBounded(db *tsdb.DB, o Options, bytes *labelBytes, reg prometheus.Registerer) *bounded {
-	b := &bounded{db: db, max: uint64(o.MaxSeries), labels: bytes, space: newSpace(o.Dir, o.MinFreeBytes, reg), log: o.Log, refused: prometheus.NewCounter(prometheus.CounterOpts{
+	b := &bounded{db: db, max: uint64(o.MaxSeries), labels: bytes, space: newSpace(o.Dir, o.MinFreeBytes, reg), log: o.Log}
+	reg.MustRegister(counter(&b.refused, prometheus.CounterOpts{
 		Name: "polymesh_observe_series_refused_total", Help: "Samples of new series that were refused because there are too many series, or because labels are too long.",
-	})}
+	}))
 	b.misplaced = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "polymesh_observe_kubelet_samples_refused_total", Help: "Samples of kubelets that were refused because the cluster has no such pod on their node.",
 	})
-	reg.MustRegister(b.refused, b.misplaced)
+	reg.MustRegister(b.misplaced)
 	return b
+}
+
+// counter is a number of the status in /metrics.
+func counter(n *atomic.Int64, opts prometheus.CounterOpts) prometheus.CounterFunc {
+	return prometheus.NewCounterFunc(opts, func() float64 { return float64(n.Load()) })
 }
 
 // problem reports that nothing is stored, or that new series of others are refused.
@@ -73,8 +78,6 @@ func (b *bounded) problem() string {
 	}
 	return ""
 }
-
-func (b *bounded) refusals() int64 { return b.count.Load() }
 
 // guests is for targets of others, and own for the store's own series.
 func (b *bounded) guests() storage.AppendableV2 {
@@ -132,8 +135,7 @@ func (b boundedAppendable) room(app storage.AppenderV2, ref storage.SeriesRef, l
 	if !full && short(ls) {
 		return true
 	}
-	b.refused.Inc()
-	b.count.Add(1)
+	b.refused.Add(1)
 	now := time.Now().Unix()
 	if last := b.logged.Load(); now-last >= 60 && b.logged.CompareAndSwap(last, now) {
 		b.log.Warn("a new series is refused", "series", fmt.Sprintf("%.300s", ls.String()), "highest_number", most, "number", b.db.Head().NumSeries(),
@@ -191,8 +193,7 @@ func (a *boundedAppender) Append(ref storage.SeriesRef, ls labels.Labels, st, t 
 // Commit implements storage.AppenderTransaction. On a disk that is nearly full it stores nothing: those who send samples send them again.
 func (a *boundedAppender) Commit() error {
 	if err := a.space.short(); err != nil {
-		a.space.refused.Inc()
-		a.space.count.Add(1)
+		a.space.refused.Add(1)
 		return errors.Join(err, a.Rollback())
 	}
 	return a.AppenderV2.Commit()

@@ -328,8 +328,8 @@ func (m *Metrics) Numbers() map[string]int64 {
 	n := map[string]int64{}
 	if m.series != nil {
 		n["series"] = int64(m.db.Head().NumSeries())
-		n["series_refused"] = m.series.refusals()
-		n["commits_refused"] = m.series.space.count.Load()
+		n["series_refused"] = m.series.refused.Load()
+		n["commits_refused"] = m.series.space.refused.Load()
 		up, all := m.targets.counts()
 		n["targets"], n["targets_up"] = int64(all), int64(up)
 	}

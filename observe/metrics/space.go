@@ -21,8 +21,7 @@ const lookEvery = time.Second
 type space struct {
 	dir     string
 	min     int64 // bytes that stay free
-	refused prometheus.Counter
-	count   atomic.Int64
+	refused atomic.Int64
 
 	mu     sync.Mutex
 	looked time.Time
@@ -30,10 +29,10 @@ type space struct {
 }
 
 func newSpace(dir string, least int64, reg prometheus.Registerer) *space {
-	s := &space{dir: dir, min: least, refused: prometheus.NewCounter(prometheus.CounterOpts{
+	s := &space{dir: dir, min: least}
+	reg.MustRegister(counter(&s.refused, prometheus.CounterOpts{
 		Name: "polymesh_observe_commits_refused_total", Help: "Scrapes, evaluations of rules and requests whose samples were not stored because the disk is nearly full.",
-	})}
-	reg.MustRegister(s.refused)
+	}))
 	return s
 }
 

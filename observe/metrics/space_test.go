@@ -9,18 +9,14 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
+	"polymesh.dev/polymesh/observe/disktest"
 	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
 // A disk that is nearly full takes no more metrics, and says so; those who send them try again, and reading goes on.
 func TestFullDisk(t *testing.T) {
-	disk := t.TempDir()
-	if err := unix.Mount("metrics", disk, "tmpfs", 0, "size=128m"); err != nil {
-		t.Skipf("a disk of its own needs root: %v", err)
-	}
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+	disk := disktest.Mount(t, "128m")
 	s := open(t, Options{
 		Dir: filepath.Join(disk, "metrics"), MinFreeBytes: 40 << 20, RemoteWrite: true,
 		Base: fast(t, scrapeconfig.Options{Local: []string{scrapeconfig.JobSelf}}),

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"polymesh.dev/polymesh/observe/checkpoint"
+	"polymesh.dev/polymesh/observe/disktest"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/rowstore"
@@ -707,11 +708,7 @@ func TestEndlessLines(t *testing.T) {
 }
 
 func TestFullDiskWaits(t *testing.T) {
-	disk := t.TempDir()
-	if err := unix.Mount("logs", disk, "tmpfs", 0, "size=96m"); err != nil {
-		t.Skipf("a disk of its own needs root: %v", err)
-	}
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+	disk := disktest.Mount(t, "96m")
 	m := newMachine(t)
 	require.NoError(t, m.store.Close())
 	store := logstoretest.Open(t, rowstore.Options{Dir: filepath.Join(disk, "logs"), MinFreeBytes: 40 << 20})

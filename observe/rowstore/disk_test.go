@@ -10,21 +10,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/observe/disktest"
 )
 
-// mounted gives a directory with a disk of its own, or skips the test.
-func mounted(t *testing.T, size string) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := unix.Mount("rows", dir, "tmpfs", 0, "size="+size); err != nil {
-		t.Skipf("a disk of its own needs root: %v", err)
-	}
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
-	return dir
-}
-
 func TestFullDisk(t *testing.T) {
-	disk := mounted(t, "96m")
+	disk := disktest.Mount(t, "96m")
 	s := open(t, Options{Dir: filepath.Join(disk, "rows"), MinFreeBytes: 40 << 20})
 	require.NoError(t, s.Append([]Row{line(time.Now(), "p", "before")}))
 
@@ -83,7 +74,7 @@ func TestReadOnly(t *testing.T) {
 }
 
 func TestReadOnlyDisk(t *testing.T) {
-	dir := mounted(t, "64m")
+	dir := disktest.Mount(t, "64m")
 	s := open(t, Options{Dir: dir})
 	require.NoError(t, s.Append([]Row{line(time.Now(), "p", "a")}))
 	require.NoError(t, s.Close())

@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/singleflight"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -89,9 +90,8 @@ type Surveyor struct {
 	client kubernetes.Interface
 	now    func() time.Time
 
-	mu      sync.Mutex
-	last    *Survey
-	running *running // nil if no survey is being made
+	last   atomic.Pointer[Survey]
+	making singleflight.Group
 
 	// The rest is only used by the survey that is being made.
 
@@ -103,13 +103,6 @@ type Surveyor struct {
 	podsAt  time.Time
 	strays  []subject
 	lacking []subject
-}
-
-// running is a survey that is being made, for all who asked meanwhile.
-type running struct {
-	done   chan struct{}
-	survey *Survey
-	err    error
 }
 
 type findingKey struct {
@@ -138,42 +131,38 @@ func NewSurveyor(client kubernetes.Interface) *Surveyor {
 
 // Survey returns what is wrong. The error is why nothing is known. A survey that has begun goes on when ctx ends: the next one who asks gets it.
 func (s *Surveyor) Survey(ctx context.Context) (*Survey, error) {
-	s.mu.Lock()
-	if s.last != nil && s.now().Sub(s.last.At) < surveyAge {
-		defer s.mu.Unlock()
-		return s.last, nil
+	if survey := s.fresh(); survey != nil {
+		return survey, nil
 	}
-	r := s.running
-	if r == nil {
-		r = &running{done: make(chan struct{})}
-		s.running = r
-		go s.run(context.WithoutCancel(ctx), r)
-	}
-	s.mu.Unlock()
+	made := s.making.DoChan("", func() (any, error) {
+		// Another one may have been made between the look above and this.
+		if survey := s.fresh(); survey != nil {
+			return survey, nil
+		}
+		survey, err := s.survey(context.WithoutCancel(ctx))
+		if err == nil {
+			s.last.Store(survey)
+		}
+		return survey, err
+	})
 	select {
-	case <-r.done:
-		return r.survey, r.err
+	case r := <-made:
+		survey, _ := r.Val.(*Survey)
+		return survey, r.Err
 	case <-ctx.Done():
 		return nil, fmt.Errorf("look for what is wrong in the cluster: %w", context.Cause(ctx))
 	}
 }
 
 // Last returns the last survey, nil before the first.
-func (s *Surveyor) Last() *Survey {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.last
-}
+func (s *Surveyor) Last() *Survey { return s.last.Load() }
 
-func (s *Surveyor) run(ctx context.Context, r *running) {
-	defer close(r.done)
-	r.survey, r.err = s.survey(ctx)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.running = nil
-	if r.err == nil {
-		s.last = r.survey
+// fresh returns the last survey if it may be given again, nil otherwise.
+func (s *Surveyor) fresh() *Survey {
+	if last := s.last.Load(); last != nil && s.now().Sub(last.At) < surveyAge {
+		return last
 	}
+	return nil
 }
 
 func (s *Surveyor) survey(ctx context.Context) (*Survey, error) {

@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/transport"
 
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/diagnose"
@@ -61,14 +62,7 @@ func TestSurvey(t *testing.T) {
 	}
 
 	var requests atomic.Int64
-	surveying, err := kubeconfig.Client(file, func(r *rest.Config) {
-		r.QPS = -1
-		r.Wrap(func(next http.RoundTripper) http.RoundTripper { return counted{next, &requests} })
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := diagnose.NewSurveyor(surveying)
+	s := surveyor(t, file, func(next http.RoundTripper) http.RoundTripper { return counted{next, &requests} })
 	later := time.Duration(0)
 	s.SetClock(func() time.Time { return time.Now().Add(later) })
 	survey := func() *diagnose.Survey {
@@ -268,6 +262,19 @@ func (h held) RoundTrip(r *http.Request) (*http.Response, error) {
 	return h.RoundTripper.RoundTrip(r)
 }
 
+// surveyor is one whose requests pass through wrap.
+func surveyor(t *testing.T, file string, wrap transport.WrapperFunc) *diagnose.Surveyor {
+	t.Helper()
+	client, err := kubeconfig.Client(file, func(r *rest.Config) {
+		r.QPS = -1
+		r.Wrap(wrap)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return diagnose.NewSurveyor(client)
+}
+
 // TestServer is the other process of TestSurveyWithoutTime.
 func TestServer(t *testing.T) { controlplanetest.ServeProcess(t) }
 
@@ -292,14 +299,7 @@ func TestSurveyWithoutTime(t *testing.T) {
 	}
 	var hold atomic.Pointer[string]
 	hold.Store(new(string))
-	surveying, err := kubeconfig.Client(file, func(r *rest.Config) {
-		r.QPS = -1
-		r.Wrap(func(next http.RoundTripper) http.RoundTripper { return held{next, &hold} })
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := diagnose.NewSurveyor(surveying)
+	s := surveyor(t, file, func(next http.RoundTripper) http.RoundTripper { return held{next, &hold} })
 	var ahead atomic.Int64
 	pass := func(d time.Duration) { ahead.Add(int64(d)) }
 	s.SetClock(func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) })

@@ -44,6 +44,8 @@ type Kubelet struct {
 	opts   Options
 	images *Images
 	server *options.KubeletServer
+	// disks are the thresholds of free disk, with less than which the kubelet evicts pods.
+	disks  []evictionapi.ThresholdValue
 	client kubernetes.Interface
 }
 
@@ -217,6 +219,16 @@ func (k *Kubelet) parse() error {
 	if err := validation.ValidateKubeletConfiguration(conf, utilfeature.DefaultFeatureGate); err != nil {
 		return fmt.Errorf("--kubelet-arg: %w", err)
 	}
+	thresholds, err := eviction.ParseThresholdConfig(nil, conf.EvictionHard, conf.EvictionSoft, conf.EvictionSoftGracePeriod, conf.EvictionMinimumReclaim)
+	if err != nil {
+		return fmt.Errorf("--kubelet-arg: eviction thresholds: %w", err)
+	}
+	for _, t := range thresholds {
+		switch t.Signal {
+		case evictionapi.SignalNodeFsAvailable, evictionapi.SignalImageFsAvailable, evictionapi.SignalContainerFsAvailable:
+			k.disks = append(k.disks, t.Value)
+		}
+	}
 	k.server = &options.KubeletServer{KubeletFlags: *flags, KubeletConfiguration: *conf}
 	return nil
 }
@@ -224,19 +236,10 @@ func (k *Kubelet) parse() error {
 // EvictsBelow is how many bytes of a disk of a size must be free, from Init on: with less, the kubelet evicts pods. It is the largest of the
 // user's --kubelet-arg=eviction-hard and eviction-soft for the disks of images, containers and pods.
 func (k *Kubelet) EvictsBelow(size uint64) uint64 {
-	c := k.server.KubeletConfiguration
-	// Without pod-level allocatable limits: only what the disks must have.
-	thresholds, err := eviction.ParseThresholdConfig(nil, c.EvictionHard, c.EvictionSoft, c.EvictionSoftGracePeriod, c.EvictionMinimumReclaim)
-	if err != nil {
-		return 0 // Init has checked them
-	}
 	capacity := resource.NewQuantity(int64(min(size, math.MaxInt64)), resource.BinarySI)
 	var most int64
-	for _, t := range thresholds {
-		switch t.Signal {
-		case evictionapi.SignalNodeFsAvailable, evictionapi.SignalImageFsAvailable, evictionapi.SignalContainerFsAvailable:
-			most = max(most, evictionapi.GetThresholdQuantity(t.Value, capacity).Value())
-		}
+	for _, t := range k.disks {
+		most = max(most, evictionapi.GetThresholdQuantity(t, capacity).Value())
 	}
 	return uint64(most)
 }

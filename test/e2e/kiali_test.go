@@ -4,15 +4,12 @@ package e2e
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"math"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -89,8 +86,8 @@ func (s *scenario) keepCalling() (stop func()) {
 // kiali is a Kiali that runs on the node.
 type kiali struct {
 	*scenario
-	url string
-	log string
+	address string
+	log     string
 }
 
 func (k *kiali) in(t *testing.T) *kiali {
@@ -139,7 +136,7 @@ func (s *scenario) startKiali(port int, tracing map[string]any) *kiali {
 	if err := os.WriteFile(file, settings, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	k := &kiali{scenario: s, url: fmt.Sprintf("http://127.0.0.1:%d/kiali", port), log: filepath.Join(dir, "log")}
+	k := &kiali{scenario: s, address: fmt.Sprintf("127.0.0.1:%d", port), log: filepath.Join(dir, "log")}
 	log, err := os.Create(k.log)
 	if err != nil {
 		t.Fatal(err)
@@ -163,7 +160,7 @@ func (s *scenario) startKiali(port int, tracing map[string]any) *kiali {
 		<-ended
 		if t.Failed() {
 			text, _ := os.ReadFile(k.log)
-			t.Logf("the log of Kiali, %s:\n%s", k.url, text)
+			t.Logf("the log of Kiali, %s:\n%s", k.address, text)
 		}
 	})
 	s.Eventually(t, 2*time.Minute, func() (bool, string) {
@@ -205,17 +202,8 @@ func (s *scenario) kialiKubeconfig(dir string) string {
 }
 
 // ask returns what Kiali answers.
-func (k *kiali) ask(path string, query url.Values) ([]byte, error) {
-	response, err := k.HTTPInside(false).Get(k.url + path + "?" + query.Encode())
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s: %s", path, response.Status, text)
-	}
-	return text, err
+func (k *kiali) ask(path string, query url.Values) (string, error) {
+	return readOK(k.Node, k.address, "/kiali"+path, query)
 }
 
 // get decodes what Kiali answers.
@@ -226,7 +214,7 @@ func (k *kiali) get(path string, query url.Values, answer any) {
 		k.t.Fatal(err)
 	}
 	// /api/crippled has its answer twice.
-	if err := json.NewDecoder(bytes.NewReader(text)).Decode(answer); err != nil {
+	if err := json.NewDecoder(strings.NewReader(text)).Decode(answer); err != nil {
 		k.t.Fatalf("%s: %v: %s", path, err, text)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,7 +38,7 @@ func TestObserveWrites(t *testing.T) {
 					Spans []struct{ OperationName string }
 				}
 			}
-			if err := readJSON(n, "http://"+service("jaeger-query", "16686")+"/api/traces?"+url.Values{"service": {name}}.Encode(), &traces); err != nil {
+			if err := readJSON(n, service("jaeger-query", "16686"), "/api/traces", url.Values{"service": {name}}, &traces); err != nil {
 				return false, err.Error()
 			}
 			return len(traces.Data) == 1 && len(traces.Data[0].Spans) == 1 && traces.Data[0].Spans[0].OperationName == "sell", fmt.Sprintf("the store has %+v", traces)
@@ -53,7 +54,7 @@ func TestObserveWrites(t *testing.T) {
 					Result []struct{ Value [2]any }
 				}
 			}
-			if err := readJSON(n, "http://"+prometheus+"/api/v1/query?"+url.Values{"query": {name}}.Encode(), &found); err != nil {
+			if err := readJSON(n, prometheus, "/api/v1/query", url.Values{"query": {name}}, &found); err != nil {
 				return false, err.Error()
 			}
 			return len(found.Data.Result) == 1 && found.Data.Result[0].Value[1] == "42", fmt.Sprintf("the store has %+v", found)
@@ -78,25 +79,18 @@ func post(t *testing.T, n *node.Node, address, contentType string, body []byte, 
 	}
 	defer response.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<10))
-	for _, code := range want {
-		if response.StatusCode == code {
-			return
-		}
+	if !slices.Contains(want, response.StatusCode) {
+		t.Fatalf("%s: %s: %s", address, response.Status, text)
 	}
-	t.Fatalf("%s: %s: %s", address, response.Status, text)
 }
 
-func readJSON(n *node.Node, address string, answer any) error {
-	response, err := n.HTTPInside(false).Get(address)
+// readJSON decodes the answer of a service.
+func readJSON(n *node.Node, address, path string, query url.Values, answer any) error {
+	text, err := readOK(n, address, path, query)
 	if err != nil {
 		return err
 	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
-	if err != nil || response.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s: %.300s: %w", address, response.Status, text, err)
-	}
-	return json.Unmarshal(text, answer)
+	return json.Unmarshal([]byte(text), answer)
 }
 
 // thriftBatch is a Batch of one span in Thrift's binary protocol

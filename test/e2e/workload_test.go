@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -31,6 +32,15 @@ func fetch(n *node.Node, method, address, path, body string) (int, string, error
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
 	return response.StatusCode, string(text), err
+}
+
+// readOK queries with GET what must answer with 200.
+func readOK(n *node.Node, address, path string, query url.Values) (string, error) {
+	status, text, err := fetch(n, http.MethodGet, address, path+"?"+query.Encode(), "")
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("http://%s%s: status %d: %.300s", address, path, status, text)
+	}
+	return text, err
 }
 
 // mustFetch is fetch, which must be answered with 200.
