@@ -37,8 +37,8 @@ func TestEveryOptionIsSet(t *testing.T) {
 	for _, options := range []any{o.node(), o.network(), o.policies(), o.registry(), o.pool(), o.balancer()} {
 		v := reflect.ValueOf(options)
 		for i := range v.NumField() {
-			// New sets Await.
-			if name := v.Type().Field(i).Name; v.Field(i).IsZero() && name != "Await" {
+			// New sets Await and EvictsBelow: they are methods of other components.
+			if name := v.Type().Field(i).Name; v.Field(i).IsZero() && name != "Await" && name != "EvictsBelow" {
 				t.Errorf("%s.%s has no value", v.Type(), name)
 			}
 		}
