@@ -87,9 +87,16 @@ func (q *queue) duration(t Test) time.Duration {
 	return defaultDuration
 }
 
-// weight returns how many lanes' share of the machine a test uses. A lane is for a node with the mesh and the app; nodes of a cluster
-// use half of that.
-func (q *queue) weight(t Test) int { return min(max((t.Nodes+1)/2, 1), q.lanes) }
+// fits reports whether the machine has room for a test beside those that run. A cluster of three nodes or more waits for elections and
+// replication most of the time, so a test with one node runs beside it, but no test with another cluster. The lock is held.
+func (q *queue) fits(t Test) bool {
+	for _, other := range q.running {
+		if min(t.Nodes, other.Nodes) > 1 && max(t.Nodes, other.Nodes) > 2 {
+			return false
+		}
+	}
+	return true
+}
 
 // next returns the lane's next test, and marks the one before as finished. It waits while tests are left that may become the
 // lane's, and returns false when none is.
@@ -128,13 +135,10 @@ func (q *queue) take(lane int, state SharedNode) (t Test, ok, wait bool) {
 }
 
 // choose returns the index of the lane's next test in left, -1 if there is none now; wait reports that there may be one later,
-// because no room is left, or because another lane with a shared node may not get to it. Some lanes begin with the tests that
+// because there is no room for it, or because another lane with a shared node may not get to it. Some lanes begin with the tests that
 // share a node, the others with those that do not. Another shared node is brought up only when enough is left for it.
 func (q *queue) choose(lane int, state SharedNode) (index int, wait bool) {
-	used, nodes := 0, 0
-	for _, t := range q.running {
-		used += q.weight(t)
-	}
+	nodes := 0
 	for other, up := range q.up {
 		if up && other != lane {
 			nodes++
@@ -151,7 +155,7 @@ func (q *queue) choose(lane int, state SharedNode) (index int, wait bool) {
 	for i, t := range q.left {
 		switch {
 		case t.Shared && state == NodeBroken:
-		case t.Shared && leaveShared, used+q.weight(t) > q.lanes:
+		case t.Shared && leaveShared, !q.fits(t):
 			wait = true
 		case t.Shared && shared < 0:
 			shared = i

@@ -320,8 +320,8 @@ func TestEveryTestRuns(t *testing.T) {
 	}
 }
 
-// Tests that share a node also run if their recorded duration is 0, and if a lane requests the last one while a test with many nodes
-// leaves no room.
+// Tests that share a node also run if their recorded duration is 0, and if a lane requests the last one while another lane's node may
+// be meant for it.
 func TestSharedTestIsNotForgotten(t *testing.T) {
 	ready := Test{Name: "Ready", Shared: true}
 	q := newQueue([]Test{{Name: "Own", Nodes: 1}, ready}, map[string]time.Duration{"Own": time.Minute, "Ready": 0}, 2)
@@ -329,9 +329,9 @@ func TestSharedTestIsNotForgotten(t *testing.T) {
 		t.Errorf("the lanes ran %v", runs)
 	}
 	q = newQueue([]Test{ready}, nil, 2)
-	q.running[0] = Test{Name: "Many", Nodes: 3}
-	if i, wait := q.choose(1, NodeUp); i >= 0 || !wait {
-		t.Errorf("with the test with three nodes, the lane gets test %d, wait %v", i, wait)
+	q.running[0], q.up[0] = Test{Name: "Other", Shared: true}, true
+	if i, wait := q.choose(1, NoNode); i >= 0 || !wait {
+		t.Errorf("beside another lane's node, the lane without one gets test %d, wait %v", i, wait)
 	}
 }
 
@@ -359,28 +359,31 @@ func TestEndedLane(t *testing.T) {
 	})
 }
 
-// A test with many nodes waits until it is alone, and the others wait for it.
+// A cluster of three nodes or more runs beside tests with one node, and waits until no other cluster runs.
 func TestManyNodes(t *testing.T) {
-	five := Test{Name: "Five", Nodes: 5}
-	q := newQueue([]Test{five, {Name: "One", Nodes: 1}}, nil, 2)
-	q.running[0] = Test{Name: "Other", Nodes: 1}
-	if next, _ := q.next(1, NoNode); next.Name != "One" {
-		t.Fatalf("got %v", next)
-	}
-	delete(q.running, 1)
-	if i, wait := q.choose(1, NoNode); i >= 0 || !wait {
-		t.Errorf("with another test, lane 2 gets test %d, wait %v", i, wait)
-	}
-	delete(q.running, 0)
-	if next, _ := q.next(0, NoNode); next != five {
-		t.Errorf("got %v", next)
-	}
-	q.left = []Test{{Name: "Last", Nodes: 1}}
-	if i, wait := q.choose(1, NoNode); i >= 0 || !wait {
-		t.Errorf("with the test with five nodes, lane 2 gets test %d, wait %v", i, wait)
-	}
-	q.running[0] = Test{Name: "Two", Nodes: 2}
-	if next, _ := q.next(1, NoNode); next.Name != "Last" {
-		t.Errorf("with a test with two nodes, lane 2 gets %v", next)
+	for _, c := range []struct {
+		running, next Test
+		fits          bool
+	}{
+		{Test{Nodes: 1}, Test{Nodes: 5}, true},
+		{Test{Nodes: 5}, Test{Nodes: 1}, true},
+		{Test{Nodes: 5}, Test{Shared: true}, true},
+		{Test{Nodes: 5}, Test{}, true},
+		{Test{Nodes: 2}, Test{Nodes: 2}, true},
+		{Test{Nodes: 2}, Test{Nodes: 3}, false},
+		{Test{Nodes: 3}, Test{Nodes: 2}, false},
+		{Test{Nodes: 5}, Test{Nodes: 3}, false},
+	} {
+		c.running.Name, c.next.Name = "Running", "Next"
+		q := newQueue([]Test{c.next}, nil, 2)
+		q.running[0] = c.running
+		i, wait := q.choose(1, NoNode)
+		if fits := i == 0; fits != c.fits || wait == fits {
+			t.Errorf("beside %s, %s: got test %d, wait %v", c.running, c.next, i, wait)
+		}
+		delete(q.running, 0)
+		if i, _ := q.choose(1, NoNode); i != 0 {
+			t.Errorf("%s does not run alone", c.next)
+		}
 	}
 }
