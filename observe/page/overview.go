@@ -9,10 +9,13 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"polymesh.dev/polymesh/observe/document"
+	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/podlogs"
 )
 
 const (
@@ -24,6 +27,8 @@ const (
 	sinceWindow = 24 * time.Hour
 	// maxStatements of one kind are shown.
 	maxStatements = 8
+	// maxDropReports are read, one for each container and ten seconds.
+	maxDropReports = 2000
 )
 
 // level orders statements: what is wrong first.
@@ -95,7 +100,7 @@ func (s *server) overview(r *http.Request) (any, error) {
 	ctx := r.Context()
 	a := &overviewAnswer{Start: p.start.UnixMilli(), End: p.end.UnixMilli(), Statements: []statement{}}
 	for _, add := range []func(context.Context, *overviewAnswer, period, []string) error{
-		s.addCluster, s.addFindings, s.addNodes, s.addWorkloads, s.addCalls, s.addRollouts, s.addTargets, s.addAlerts, s.addCharts,
+		s.addCluster, s.addFindings, s.addNodes, s.addWorkloads, s.addCalls, s.addRollouts, s.addTargets, s.addDroppedLines, s.addAlerts, s.addCharts,
 	} {
 		if err := add(ctx, a, p, namespaces); err != nil {
 			return nil, err
@@ -491,6 +496,54 @@ func (s *server) addTargets(ctx context.Context, a *overviewAnswer, p period, _ 
 		a.say(statement{
 			Level: note, Text: fmt.Sprintf("%s of your own scrape jobs cannot be read.", plural(users, "target", "targets")),
 			Link: "/metrics?q=" + url.QueryEscape(`up{job=~".*/.*"} == 0`),
+		})
+	}
+	return nil
+}
+
+// addDroppedLines adds whose log lines are missing because their pods write more than is kept.
+func (s *server) addDroppedLines(ctx context.Context, a *overviewAnswer, p period, namespaces []string) error {
+	type (
+		workloadKey struct{ namespace, name string }
+		loud        struct {
+			lines uint64
+			since time.Time
+		}
+	)
+	found := map[workloadKey]loud{}
+	reports := 0
+	err := s.Logs.Select(ctx, logstore.Selector{
+		Matchers: append([]logstore.Matcher{equal("job", podlogs.Job), equal("stream", podlogs.StreamPolymesh)}, inNamespaces(namespaces)...),
+		Start:    p.start, End: p.end, Newest: true, Limit: maxDropReports,
+	}, func(e logstore.Entry) bool {
+		reports++
+		// Other nodes report theirs, and may be wrong.
+		n, err := strconv.ParseUint(logstore.Value(e.Metadata, podlogs.MetaDropped), 10, 32)
+		if err != nil {
+			return true
+		}
+		k := workloadKey{logstore.Value(e.Labels, "namespace"), logstore.Value(e.Labels, "workload")}
+		found[k] = loud{found[k].lines + n, e.Time}
+		return true
+	})
+	if err != nil {
+		return fmt.Errorf("select the reports about dropped lines: %w", err)
+	}
+	keys := slices.SortedFunc(maps.Keys(found), func(x, y workloadKey) int {
+		return cmp.Or(cmp.Compare(found[y].lines, found[x].lines), cmp.Compare(x.namespace, y.namespace), cmp.Compare(x.name, y.name))
+	})
+	for _, k := range keys[:min(len(keys), maxStatements)] {
+		verb := "were"
+		if found[k].lines == 1 {
+			verb = "was"
+		}
+		text := fmt.Sprintf("%s of %s in %s %s dropped", plural(int(found[k].lines), "log line", "log lines"), k.name, k.namespace, verb)
+		if reports == maxDropReports {
+			text = "At least " + text
+		}
+		a.say(statement{
+			Level: warn, Text: text + ".", Why: "A pod of it writes more than is kept of one.", Advice: "Let it log less; what is written to files of its own does not count.",
+			Since: found[k].since.UnixMilli(), Link: route("workloads", k.namespace, k.name),
 		})
 	}
 	return nil

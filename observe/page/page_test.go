@@ -16,6 +16,7 @@ import (
 	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/findings"
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/podlogs"
 	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 	"polymesh.dev/polymesh/observe/rulefiles"
 	"polymesh.dev/polymesh/observe/scrapeconfig"
@@ -524,6 +525,43 @@ func TestRolloutsSayWhy(t *testing.T) {
 		require.Equal(t, want, one.Rollout.Reason, at)
 	}
 	require.Equal(t, "error rate 3 %", get[list](t, h, "rollouts?window=1h").Rollouts[1].Reason)
+}
+
+// The overview names whose lines are missing, the most first, and reads no numbers that nobody can have counted.
+func TestDroppedLines(t *testing.T) {
+	s := newStores(t)
+	report := func(workload, dropped string, ago time.Duration) logstore.Entry {
+		return logstore.Entry{
+			Time: fixtureNow.Add(-ago),
+			Labels: []logstore.Field{
+				{Name: "container", Value: "app"}, {Name: "job", Value: podlogs.Job}, {Name: "namespace", Value: "default"}, {Name: "node", Value: "node-1"},
+				{Name: "pod", Value: workload + "-0"}, {Name: "stream", Value: podlogs.StreamPolymesh}, {Name: "workload", Value: workload},
+			},
+			Line: dropped + " lines of this container were dropped", Metadata: []logstore.Field{{Name: podlogs.MetaDropped, Value: dropped}},
+		}
+	}
+	require.NoError(t, s.logs.Append([]logstore.Entry{
+		report("early", "7", 90*time.Minute),
+		report("some", "1", 3*time.Minute),
+		report("loud", "30000", 5*time.Minute), report("loud", "31000", 4*time.Minute),
+		report("liar", "-3", time.Minute), report("liar", "99999999999999999999", time.Minute), report("liar", "many", time.Minute),
+	}))
+	s.logs.Flush()
+	h := s.page(t)
+	var got []string
+	for _, st := range get[overviewAnswer](t, h, "overview?window=1h").Statements {
+		if strings.Contains(st.Text, "log line") {
+			require.Equal(t, warn, st.Level)
+			got = append(got, fmt.Sprintf("%s %v %s", st.Text, fixtureNow.Sub(time.UnixMilli(st.Since)), st.Link))
+		}
+	}
+	require.Equal(t, []string{
+		"61000 log lines of loud in default were dropped. 5m0s /workloads/default/loud",
+		"1 log line of some in default was dropped. 3m0s /workloads/default/some",
+	}, got)
+	for _, st := range get[overviewAnswer](t, h, "overview?window=1h&ns=other").Statements {
+		require.NotContains(t, st.Text, "log line")
+	}
 }
 
 // TestEmpty asks stores in which there is nothing.

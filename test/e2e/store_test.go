@@ -209,6 +209,12 @@ func (s *store) hasLine(t *testing.T, word string) bool {
 // count returns the value of a PromQL expression that has one, -1 otherwise.
 func (s *store) count(t *testing.T, expression string) float64 {
 	t.Helper()
+	return s.value(t, "/api/v1/query", expression)
+}
+
+// value returns what an expression of PromQL or LogQL has as its only value, -1 otherwise.
+func (s *store) value(t *testing.T, path, expression string) float64 {
+	t.Helper()
 	var answer struct {
 		Data struct {
 			Result []struct {
@@ -216,7 +222,7 @@ func (s *store) count(t *testing.T, expression string) float64 {
 			} `json:"result"`
 		} `json:"data"`
 	}
-	if err := s.get("/api/v1/query", url.Values{"query": {expression}}, &answer); err != nil {
+	if err := s.get(path, url.Values{"query": {expression}}, &answer); err != nil {
 		t.Log(err)
 		return -1
 	}
