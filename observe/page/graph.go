@@ -56,7 +56,7 @@ type node struct {
 	InErrors  float64  `json:"inErrors"`
 	Out       float64  `json:"out"`
 	OutErrors float64  `json:"outErrors"`
-	// NoRoute is the part of In that the proxy answered itself, because it had no route: such requests reached no other node.
+	// NoRoute is the part of In that the proxy answered with 404, because it had no route: such requests reached no other node.
 	NoRoute float64 `json:"noRoute,omitempty"`
 	// Problem is a sentence if pods of it are not ready.
 	Problem string `json:"problem,omitempty"`
@@ -221,7 +221,8 @@ type graphOfCalls struct {
 
 type nodeFacts struct {
 	services map[string]bool
-	unrouted float64          // requests that its proxy answered itself
+	answered float64          // requests that its proxy answered itself: redirects, and those without a route
+	noRoute  float64          // of these, those without a route
 	members  map[nodeKey]bool // of a box
 }
 
@@ -292,9 +293,9 @@ func (g *graphOfCalls) ends(m interface{ Get(string) string }) (from, to nodeKey
 	return from, to
 }
 
-// unrouted reports whether a proxy answered a request itself: it names nothing to which it would have sent it. With a status, that is a request
-// without a route, or a redirect.
-func unrouted(m interface{ Get(string) string }) bool {
+// answeredByProxy reports whether a proxy answered a request itself: it names nothing to which it would have sent it. That is a request
+// without a route (404), or a redirect.
+func answeredByProxy(m interface{ Get(string) string }) bool {
 	return m.Get("reporter") == "source" && known(m.Get("source_workload")) &&
 		!known(m.Get("destination_workload")) && !known(m.Get("destination_service_name")) && !known(m.Get("destination_service"))
 }
@@ -335,8 +336,11 @@ func (c *call) of(reporter string) *counts {
 func (g *graphOfCalls) addRequests(sample promql.Sample) {
 	m := sample.Metric
 	from, to := g.ends(m)
-	if unrouted(m) {
-		g.node(from).unrouted += sample.F
+	if answeredByProxy(m) {
+		g.node(from).answered += sample.F
+		if m.Get("response_code") == "404" {
+			g.node(from).noRoute += sample.F
+		}
 		return
 	}
 	e := g.edge(from, to)
@@ -499,7 +503,7 @@ func (g *graphOfCalls) reduce(view graphView) *reducedGraph {
 	}
 	for k, facts := range g.nodes {
 		inside := len(view.namespaces) == 0 || slices.Contains(view.namespaces, k.Namespace)
-		if facts.unrouted > 0 && inside && !view.failing && (view.focus.Name == "" || k == view.focus) {
+		if facts.answered > 0 && inside && !view.failing && (view.focus.Name == "" || k == view.focus) {
 			nodes[k] = true // also one that called no other
 		}
 	}
@@ -545,7 +549,8 @@ func (g *graphOfCalls) reduce(view graphView) *reducedGraph {
 		to := r.of[k]
 		n := r.node(to)
 		n.members[k] = true
-		n.unrouted += g.nodes[k].unrouted
+		n.answered += g.nodes[k].answered
+		n.noRoute += g.nodes[k].noRoute
 		if to == k {
 			for service := range g.nodes[k].services {
 				n.services[service] = true
@@ -671,7 +676,7 @@ func (r *reducedGraph) answer(seconds float64, problems map[nodeKey]string, weig
 	for i, k := range keys {
 		index[k] = i
 		facts := r.nodes[k]
-		nodes[i] = node{nodeKey: k, Services: sortedKeys(facts.services), Problem: problems[k], In: facts.unrouted / seconds, NoRoute: facts.unrouted / seconds}
+		nodes[i] = node{nodeKey: k, Services: sortedKeys(facts.services), Problem: problems[k], In: facts.answered / seconds, NoRoute: facts.noRoute / seconds}
 		if k.Kind == aNamespace || k.Kind == theRest {
 			nodes[i].Members = len(facts.members)
 			bad := 0

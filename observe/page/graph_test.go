@@ -77,6 +77,21 @@ func TestRequestsWithoutARoute(t *testing.T) {
 	gateway := nodeKey{aWorkload, "istio-system", "gateway"}
 	b := labels.NewBuilder(requestSample("source", "istio-system", "gateway", "unknown", "unknown", "unknown", "404", 0).Metric)
 	none := promql.Sample{F: 30, Metric: b.Set("destination_service", "unknown").Labels()}
+	redirect := promql.Sample{F: 20, Metric: b.Set("response_code", "301").Labels()}
+	g := graphFrom(redirect)
+	nodes, _ := g.reduce(graphView{drawn: drawnNodes, most: mostNodes}).answer(10, nil, nil)
+	require.Len(t, nodes, 1)
+	require.Equal(t, 2.0, nodes[0].In)
+	require.Zero(t, nodes[0].NoRoute, "a redirect is a route")
+	a := &overviewAnswer{}
+	a.addUnrouted(graphFrom(redirect, none), nil)
+	require.Len(t, a.Statements, 1)
+	require.Equal(t, "30 requests to gateway ended with 404 in its own proxy: no route has their host and path.", a.Statements[0].Text)
+	require.Equal(t, note, a.Statements[0].Level)
+	a = &overviewAnswer{}
+	a.addUnrouted(graphFrom(redirect), nil)
+	a.addUnrouted(graphFrom(none), []string{"other"})
+	require.Empty(t, a.Statements)
 	for what, samples := range map[string][]promql.Sample{
 		"only such":  {none},
 		"and others": {none, requestSample("source", "istio-system", "gateway", "a", "web", "web", "200", 60)},

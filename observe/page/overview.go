@@ -331,6 +331,7 @@ func (s *server) addCalls(ctx context.Context, a *overviewAnswer, p period, name
 	slices.SortFunc(list, func(x, y failing) int {
 		return cmp.Or(cmp.Compare(y.errors, x.errors), x.from.compare(y.from), x.to.compare(y.to))
 	})
+	a.addUnrouted(all, namespaces)
 	for i, f := range list {
 		if i == maxStatements {
 			a.say(statement{Level: warn, Text: fmt.Sprintf("Requests fail on %s.", plural(len(list)-i, "more connection", "more connections")), Link: "/graph?errors=1"})
@@ -358,6 +359,25 @@ func (s *server) addCalls(ctx context.Context, a *overviewAnswer, p period, name
 		a.say(st)
 	}
 	return nil
+}
+
+// addUnrouted names the proxies that had no route for requests. To a gateway, these are usually a wrong host or path, or scanners from outside.
+func (a *overviewAnswer) addUnrouted(all *graphOfCalls, namespaces []string) {
+	var keys []nodeKey
+	for k, facts := range all.nodes {
+		if facts.noRoute >= fewRequests-0.5 && (len(namespaces) == 0 || slices.Contains(namespaces, k.Namespace)) {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, func(x, y nodeKey) int {
+		return cmp.Or(cmp.Compare(all.nodes[y].noRoute, all.nodes[x].noRoute), x.compare(y))
+	})
+	for _, k := range keys[:min(len(keys), maxStatements)] {
+		a.say(statement{
+			Level: note, Text: fmt.Sprintf("%s to %s ended with 404 in its own proxy: no route has their host and path.", plural(int(math.Round(all.nodes[k].noRoute)), "request", "requests"), k.title()),
+			Advice: "Compare them with the hosts and paths of the VirtualServices, HTTPRoutes and Ingresses.", Link: route("workloads", k.Namespace, k.Name),
+		})
+	}
 }
 
 func percentOf(share float64) string {

@@ -13,6 +13,8 @@ export interface GraphNode {
   services?: string[];
   in: number;
   inErrors: number;
+  /** The part of in that the proxy answered itself, because it had no route. */
+  noRoute?: number;
   out: number;
   outErrors: number;
   problem?: string;
@@ -148,6 +150,7 @@ export function nodeSentence(g: Graph, index: number): string {
   if (n.namespace && n.kind !== "namespace" && n.kind !== "rest") parts.push(`namespace ${n.namespace}`);
   if (n.kind === "namespace") parts.push(count(n.members ?? 0, "workload", "workloads"));
   if (n.in > 0) parts.push(`receives ${spokenRate(n.in)}`, n.inErrors > 0 ? `${percent(n.inErrors / n.in)} errors` : "no errors");
+  if (n.noRoute) parts.push(`${spokenRate(n.noRoute)} have no route`);
   parts.push(`called by ${called}, calls ${calls}`);
   if (n.problem) parts.push(n.problem);
   return parts.join(", ");

@@ -31,6 +31,8 @@ test("an edge is a whole sentence", () => {
 
 test("a node is a whole sentence", () => {
   assert.equal(nodeSentence(graph, 2), "api, namespace shop, receives 12 requests per second, 10 % errors, called by 2, calls 1, 1 of 2 pods are ready");
+  const gateway = { ...graph, nodes: [node("istio-system", "istio-ingressgateway", { in: 3, noRoute: 3 })], edges: [] };
+  assert.equal(nodeSentence(gateway, 0), "istio-ingressgateway, namespace istio-system, receives 3 requests per second, no errors, 3 requests per second have no route, called by 0, calls 0");
 });
 
 test("edges differ without color", () => {

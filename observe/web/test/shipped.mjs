@@ -1,7 +1,7 @@
 // Opens the page of a running cluster, as `polymesh dashboard` serves it, in a browser. The end-to-end tests call it (test/e2e/page_test.go):
 //
 // node test/shipped.mjs ADDRESS CHROMIUM request NAMESPACE CALLER CALLED all|one [FOLDER for screenshots]
-//   from the connection of two workloads to one request, its spans and its lines, by clicks; prints them as JSON. axe checks all views, or one
+//   from the connection of two workloads to one request, its spans and its lines, by clicks, and to the connection by the keyboard; prints them as JSON. axe checks all views, or one
 // node test/shipped.mjs ADDRESS CHROMIUM offline NAMESPACE WORKLOAD TEXT
 //   what is shown of a cluster that is gone: a graph, and the lines of a workload with a text
 import assert from "node:assert/strict";
@@ -94,6 +94,10 @@ async function request(namespace, caller, called, which, shots) {
     counts = `${await lines.count()} ${await rows.count()}`;
     return (await lines.count()) > 0 && counts === before;
   });
+  const found = page.url();
+  await walk(namespace, caller, called);
+  await page.goto(found);
+  await settled();
   const texts = [];
   for (const line of await lines.all()) {
     await line.locator("button").first().click();
@@ -106,6 +110,26 @@ async function request(namespace, caller, called, which, shots) {
   };
   await checkViews(which === "all" ? views : { request: path }, shots);
   return { id: decodeURIComponent(path.split("/")[2]), lines: texts, spans };
+}
+
+/** The keyboard alone leads from the top of the graph along the calls to one of them, and into it. */
+async function walk(namespace, caller, called) {
+  await show(`/graph?ns=${namespace}`);
+  const focused = () => page.evaluate(() => document.activeElement.getAttribute("aria-label") ?? "");
+  const wanted = `${caller} calls ${called},`;
+  const visited = [];
+  await page.keyboard.press("Tab");
+  await page.keyboard.press("Enter"); // skip to the view
+  for (let i = 0; i < 60 && !/, called by 0, calls [1-9]/.test(await focused()); i++) await page.keyboard.press("Tab");
+  // The services of the example call one another in a row; of several calls of one, the first leads on.
+  for (let i = 0; i < 20 && !(await focused()).startsWith(wanted); i++) {
+    visited.push(await focused());
+    await page.keyboard.press("ArrowRight");
+  }
+  assert.ok((await focused()).startsWith(wanted), `the keyboard does not lead to "${wanted}", but by ${visited.join(" | ")}`);
+  await page.keyboard.press("Enter");
+  await settled();
+  assert.equal(new URL(page.url()).pathname, `/edge/${namespace}/${caller}/${namespace}/${called}`);
 }
 
 async function offline(namespace, workload, text) {

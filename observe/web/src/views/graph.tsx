@@ -301,6 +301,7 @@ function Side({ graph: g, index }: { graph: Graph; index: number }) {
       {n.problem && <p><Badge level="warn">{n.problem}</Badge></p>}
       <dl class="facts">
         <dt>Receives</dt><dd>{rate(n.in)} <Errors rate={n.in} errors={n.inErrors} /></dd>
+        {n.noRoute ? <><dt>No route</dt><dd>{rate(n.noRoute)} <span class="muted">answered by its own proxy: no route has their host and path</span></dd></> : null}
         <dt>Sends</dt><dd>{rate(n.out)} <Errors rate={n.out} errors={n.outErrors} /></dd>
       </dl>
       {n.kind === "workload" && n.namespace && (
