@@ -36,7 +36,7 @@ export function TracesView() {
     { key: "duration", title: "Duration", number: true, value: (t) => t.duration, cell: (t) => <span class={`duration ${t.errors > 0 ? "bad" : ""}`}><i style={{ inlineSize: `${(t.duration / longest) * 100}%` }} aria-hidden="true" /><span>{ms(t.duration / 1000)}</span></span> },
     { key: "errors", title: "Errors", number: true, value: (t) => t.errors, cell: (t) => (t.errors > 0 ? <Badge level="bad">{t.errors}</Badge> : <span class="muted">0</span>) },
     { key: "code", title: "Code", value: (t) => t.code ?? "" },
-    { key: "spans", title: "Spans", number: true, value: (t) => t.spans },
+    { key: "spans", title: "Spans", number: true, value: (t) => t.spans, cell: (t) => (arriving(t) ? <>{t.spans} <small class="muted">so far</small></> : t.spans) },
     { key: "services", title: "Services", class: "wide", value: (t) => t.services.length, cell: (t) => <Services list={t.services} /> },
     {
       key: "compare", title: "Compare", value: () => "", cell: (t) => (
@@ -83,6 +83,9 @@ export function TracesView() {
     </>
   );
 }
+
+/** Whether spans of a trace may still be on their way: proxies and SDKs send them every five seconds. */
+const arriving = (t: TraceSummary): boolean => (t.start + t.duration) / 1000 > now() - 15_000;
 
 /** The services of a trace, proxies and apps of one name together. */
 function Services({ list }: { list: TraceSummary["services"] }) {
