@@ -350,6 +350,11 @@ func TestReportNamesTroubledWorkloads(t *testing.T) {
     deployment shop/api: 0 of 2 pods are ready: container app: Crash: ended with exit code 3
   see ` + "`polymesh dashboard`, or `polymesh kubectl get pods -A`" + `
 `},
+		"a namespace": {of: &status.Workloads{Troubled: 1, Problems: []status.Problem{{Kind: "Namespace", Name: "shop", Reason: "Deleting", Message: "it was deleted and still exists"}}}, want: `
+! 1 workload or namespace has problems:
+    namespace shop: Deleting: it was deleted and still exists
+  see ` + "`polymesh kubectl get pods -A`" + `
+`},
 		"many": {of: &status.Workloads{Troubled: 30, Problems: []status.Problem{bare, late, crash, crash}}, want: `
 ! 30 workloads have problems:
     deployment shop/full: 0 of 1 pod is ready: Refused: exceeded quota\x1b[2J\nx (not checked again for 45s)

@@ -30,7 +30,7 @@ func newStatus() *cobra.Command {
 On a server of a cluster with several nodes it also shows the cluster, as this server sees it: nodes, members of etcd, leaders,
 certificates, the last snapshot. On an agent it shows the API servers, and to which one it is connected.
 
-On a server it also names the first workloads that have problems, and why.
+On a server it also names the first workloads and namespaces that have problems, and why.
 
 The exit code is 0 if all components of this node are ready, 1 if one is not, 3 if no node is running.`,
 		Args: cobra.NoArgs,
@@ -146,9 +146,17 @@ func printWorkloads(w io.Writer, r *status.Report, now time.Time) error {
 	if n == 0 {
 		return nil
 	}
-	fmt.Fprintf(w, "\n! %s:\n", counted(n, "workload has problems", "workloads have problems"))
+	title := counted(n, "workload has problems", "workloads have problems")
+	if slices.ContainsFunc(problems, func(p status.Problem) bool { return p.Namespace == "" }) {
+		title = counted(n, "workload or namespace has problems", "workloads and namespaces have problems")
+	}
+	fmt.Fprintf(w, "\n! %s:\n", title)
 	for _, p := range problems[:min(problemsShown, len(problems))] {
-		text := fmt.Sprintf("%s %s/%s: ", strings.ToLower(p.Kind), p.Namespace, p.Name)
+		text := strings.ToLower(p.Kind) + " "
+		if p.Namespace != "" {
+			text += p.Namespace + "/"
+		}
+		text += p.Name + ": "
 		if p.Replicas > 0 {
 			text += fmt.Sprintf("%d of %s: ", p.Ready, counted(int(p.Replicas), "pod is ready", "pods are ready"))
 		}

@@ -96,7 +96,7 @@ func (f *findings) survey(ctx context.Context) (*diagnose.Survey, error) {
 	return surveyor.Survey(ctx)
 }
 
-// workloads returns what is wrong with the workloads, for `polymesh status`. If a survey takes longer than ctx, the last one is what is known.
+// workloads returns what is wrong with the workloads, and which namespaces do not end, for `polymesh status`. If a survey takes longer than ctx, the last one is what is known.
 func (f *findings) workloads(ctx context.Context) *status.Workloads {
 	survey, err := f.survey(ctx)
 	if err != nil {
@@ -110,12 +110,17 @@ func (f *findings) workloads(ctx context.Context) *status.Workloads {
 			return &status.Workloads{Unknown: diagnose.Line(err.Error())}
 		}
 	}
+	return troubled(survey)
+}
+
+// troubled returns the workloads of a survey, and its namespaces. Nodes have a part of their own in the status.
+func troubled(survey *diagnose.Survey) *status.Workloads {
 	type object struct{ kind, namespace, name string }
 	seen := map[object]bool{}
 	w := &status.Workloads{Troubled: survey.More}
 	for _, x := range survey.Findings {
 		of := object{x.Kind, x.Namespace, x.Name}
-		if x.Namespace == "" || x.Kind == diagnose.NamespaceKind || seen[of] {
+		if x.Namespace == "" && x.Kind != diagnose.NamespaceKind || seen[of] {
 			continue
 		}
 		seen[of] = true

@@ -74,3 +74,15 @@ func TestFindingsOfTheCluster(t *testing.T) {
 		t.Errorf("it finds %+v", survey)
 	}
 }
+
+func TestTroubled(t *testing.T) {
+	got := troubled(&diagnose.Survey{More: 1, Findings: []diagnose.Found{
+		{Kind: "Node", Name: "n1", Reason: diagnose.NodeNotReady},
+		{Kind: diagnose.NamespaceKind, Name: "shop", Reason: diagnose.Deleting, Message: "it was deleted and still exists"},
+		{Kind: "Deployment", Namespace: "shop", Name: "api", Pod: "api-1", Reason: "Crash"},
+		{Kind: "Deployment", Namespace: "shop", Name: "api", Pod: "api-2", Reason: "Crash"},
+	}})
+	if got.Troubled != 3 || len(got.Problems) != 2 || got.Problems[0].Name != "shop" || got.Problems[0].Message == "" || got.Problems[1].Pod != "api-1" {
+		t.Errorf("got %+v", got)
+	}
+}

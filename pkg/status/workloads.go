@@ -2,7 +2,7 @@ package status
 
 import "time"
 
-// Workloads is what is wrong with the cluster's workloads, as the diagnosis of package diagnose has found.
+// Workloads is what is wrong with the cluster's workloads, and with namespaces that are being deleted, as the diagnosis of package diagnose has found.
 type Workloads struct {
 	// Troubled is how many have problems.
 	Troubled int `json:"troubled"`
@@ -15,10 +15,11 @@ type Workloads struct {
 // MaxProblems is how many problems a report has at most.
 const MaxProblems = 20
 
-// Problem is what is wrong with a workload. Names and texts can be anything.
+// Problem is what is wrong with a workload or a namespace. Names and texts can be anything.
 type Problem struct {
-	Kind      string `json:"kind"`
-	Namespace string `json:"namespace"`
+	Kind string `json:"kind"`
+	// Namespace is empty for a namespace itself.
+	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`
 	Pod       string `json:"pod,omitempty"`
 	Container string `json:"container,omitempty"`
