@@ -26,6 +26,12 @@ const (
 	// The default is DefaultDisk, or the disk divided by DefaultShare if that is less.
 	DefaultDisk  Size = 2 << 30
 	DefaultShare      = 20 // one twentieth
+	// MinMemory is the memory of a store with MinSeries series. Each seriesBytes more are enough for another one: about half of it is the series
+	// itself, and the rest is for queries of many.
+	MinMemory   Size = 150_000_000
+	MinSeries        = 20_000
+	seriesBytes      = 8 << 10
+	maxMemory   Size = 1 << 40
 	// MinRetention is a day: logs and traces are kept in whole days.
 	MinRetention = 24 * time.Hour
 	maxRetention = 10 * 365 * 24 * time.Hour
@@ -52,6 +58,8 @@ type Options struct {
 	ClusterSockets string
 	// Disk is how many bytes all of it may take; 0 for Default.
 	Disk Size
+	// Memory is how many bytes of memory the process may use. The server enforces it; the limits on metrics follow it (MaxSeries).
+	Memory Size
 	// Retention is how long it is kept.
 	Retention time.Duration
 	// Kubeconfig is the file with the program's own identity. It need not exist yet. Without it (empty), the cluster is not observed.
@@ -99,6 +107,8 @@ func Parse(args []string, out io.Writer) (*Options, error) {
 	f.StringVar(&o.Socket, "socket", "", "UNIX socket that serves everything, to root (default: observe.sock in the data dir)")
 	f.StringVar(&o.ClusterSockets, "cluster-sockets", "", "folder of the sockets for pods, one for each API (default: none)")
 	f.Var(&o.Disk, "disk", "how much of the disk it may take, such as 2GiB (default: 2GiB, or a twentieth of the disk if that is less)")
+	o.Memory = MinMemory
+	f.Var(&o.Memory, "memory", "how much memory the limits on metrics are made for; who starts the program sees to it that it uses no more")
 	o.Retention = 7 * 24 * time.Hour
 	f.Var((*model.Duration)(&o.Retention), "retention", "how long it is kept, such as 7d or 36h; less if --disk is reached before")
 	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig of the cluster; it may appear later (default: none)")
@@ -157,7 +167,13 @@ func Parse(args []string, out io.Writer) (*Options, error) {
 	return o, nil
 }
 
+// MaxSeries is how many series of metrics the memory is enough for.
+func (o *Options) MaxSeries() int { return MinSeries + int((o.Memory-MinMemory)/seriesBytes) }
+
 func (o *Options) check() error {
+	if o.Memory < MinMemory || o.Memory > maxMemory {
+		return fmt.Errorf("--memory %s is not between %s and %s", o.Memory, MinMemory, maxMemory)
+	}
 	if o.DataDir == "" {
 		return errors.New("--data-dir is missing: name the folder of everything that is stored")
 	}

@@ -22,7 +22,7 @@ import (
 	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
-// The size of a series' labels, and of those of all series in memory.
+// The size of a series' labels, and of those of all series in memory if these are at most defaultMaxSeries.
 const (
 	maxLabels        = 100
 	maxLabelBytes    = 2 << 10
@@ -36,11 +36,13 @@ const (
 // A new series above the limit is left out without an error, so that the rest of its target, which may be a gateway, is stored. It is counted, a
 // rule fires, and the status reports it.
 type bounded struct {
-	db      *tsdb.DB
-	max     uint64
-	labels  *labelBytes
-	space   *space
-	refused atomic.Int64
+	db     *tsdb.DB
+	max    uint64
+	labels *labelBytes
+	// maxLabels is the most of labels, in bytes.
+	maxLabels int64
+	space     *space
+	refused   atomic.Int64
 	// misplaced counts samples of kubelets about pods that are not on their node. A few are normal when a pod starts or ends.
 	misplaced prometheus.Counter
 	log       *slog.Logger
@@ -48,7 +50,7 @@ type bounded struct {
 }
 
 func newBounded(db *tsdb.DB, o Options, bytes *labelBytes, reg prometheus.Registerer) *bounded {
-	b := &bounded{db: db, max: uint64(o.MaxSeries), labels: bytes, space: newSpace(o.Dir, o.MinFreeBytes, reg), log: o.Log}
+	b := &bounded{db: db, max: uint64(o.MaxSeries), labels: bytes, maxLabels: scaled(maxAllLabelBytes, o.MaxSeries), space: newSpace(o.Dir, o.MinFreeBytes, reg), log: o.Log}
 	reg.MustRegister(counter(&b.refused, prometheus.CounterOpts{
 		Name: "polymesh_observe_series_refused_total", Help: "Samples of new series that were refused because there are too many series, or because labels are too long.",
 	}))
@@ -73,18 +75,18 @@ func (b *bounded) problem() string {
 	switch {
 	case b.db.Head().NumSeries() >= b.max:
 		return fmt.Sprintf("there are %d series, the highest number: %s", b.max, look)
-	case b.labels.Load() >= maxAllLabelBytes:
-		return fmt.Sprintf("the labels of all series have %d MiB, the highest number: %s", maxAllLabelBytes>>20, look)
+	case b.labels.Load() >= b.maxLabels:
+		return fmt.Sprintf("the labels of all series have %d MiB, the highest number: %s", b.maxLabels>>20, look)
 	}
 	return ""
 }
 
 // guests is for targets of others, and own for the store's own series.
 func (b *bounded) guests() storage.AppendableV2 {
-	return boundedAppendable{bounded: b, most: b.max, bytes: maxAllLabelBytes}
+	return boundedAppendable{bounded: b, most: b.max, bytes: b.maxLabels}
 }
 func (b *bounded) own() boundedAppendable {
-	return boundedAppendable{bounded: b, most: b.max + max(b.max/10, 1000), bytes: maxAllLabelBytes + maxAllLabelBytes/10}
+	return boundedAppendable{bounded: b, most: b.max + max(b.max/10, 1000), bytes: b.maxLabels + b.maxLabels/10}
 }
 
 // scraped is for the store's own scraper: kubelets count as others, too.
@@ -96,7 +98,7 @@ func (b *bounded) scraped(p *places) storage.AppendableV2 {
 
 // writers is for clients that send. They get an error for what is refused, and cannot use the names of the store's own jobs.
 func (b *bounded) writers() storage.AppendableV2 {
-	return boundedAppendable{bounded: b, most: b.max, bytes: maxAllLabelBytes, tell: true, foreign: true}
+	return boundedAppendable{bounded: b, most: b.max, bytes: b.maxLabels, tell: true, foreign: true}
 }
 
 // boundedAppendable implements storage.AppendableV2.
@@ -121,7 +123,7 @@ func (b boundedAppendable) AppenderV2(ctx context.Context) storage.AppenderV2 {
 func (b boundedAppendable) room(app storage.AppenderV2, ref storage.SeriesRef, ls labels.Labels) bool {
 	most, bytes := b.most, b.bytes
 	if kubelet(ls) {
-		most, bytes = b.max, maxAllLabelBytes
+		most, bytes = b.max, b.maxLabels
 	}
 	full := b.db.Head().NumSeries() >= most || b.labels.Load() >= bytes
 	if ref != 0 && !full {

@@ -42,7 +42,8 @@ type Options struct {
 	// MinFreeBytes stay free on the disk: with less, samples are refused.
 	MinFreeBytes int64
 	// MaxSeries bounds the series of the last hours, which are in memory. Samples of new ones beyond it are refused and counted.
-	// 0 means 20,000. The store's own series may be a tenth, or 1,000, more. Series beyond 16 MiB of labels are refused, too.
+	// 0 means 20,000. The store's own series may be a tenth, or 1,000, more. Series beyond 16 MiB of labels are refused, too. With more than 20,000
+	// series, the limit on labels, and that on the samples of a query, rise in proportion.
 	MaxSeries int
 	// Base has the store's own jobs, see scrapeconfig.Base. nil means none.
 	Base *config.Config
@@ -63,7 +64,7 @@ type Options struct {
 
 const (
 	defaultMaxSeries = 20000
-	// A query holds at most this many samples, of 16 bytes, and takes at most this long.
+	// A query holds at most this many samples, of 16 bytes, with defaultMaxSeries, and takes at most this long.
 	maxSamples   = 1_000_000
 	queryTimeout = 30 * time.Second
 	// Pods' queries and privileged queries have separate slots, so that no pod keeps an administrator waiting.
@@ -240,9 +241,14 @@ func (m *Metrics) start(ctx context.Context) error {
 // externalURL is the address in alerts at which their expression can be viewed: the Service in the cluster.
 var externalURL = url.URL{Scheme: "http", Host: "prometheus.istio-system:9090"}
 
+// scaled returns a limit for defaultMaxSeries as it is for at most so many.
+func scaled(limit int64, series int) int64 {
+	return limit * int64(max(series, defaultMaxSeries)) / defaultMaxSeries
+}
+
 func (m *Metrics) newEngine(tracker promql.QueryTracker, timeout time.Duration, reg prometheus.Registerer) *promql.Engine {
 	return promql.NewEngine(promql.EngineOpts{
-		Logger: m.log.With("part", "engine"), Reg: reg, MaxSamples: maxSamples, Timeout: timeout, ActiveQueryTracker: tracker, LookbackDelta: lookback,
+		Logger: m.log.With("part", "engine"), Reg: reg, MaxSamples: int(scaled(maxSamples, m.opts.MaxSeries)), Timeout: timeout, ActiveQueryTracker: tracker, LookbackDelta: lookback,
 		NoStepSubqueryIntervalFn: func(int64) int64 { return rulefiles.SubqueryStep.Milliseconds() },
 		EnableAtModifier:         true, EnableNegativeOffset: true, Parser: m.parser,
 	})
@@ -305,7 +311,7 @@ func (m *Metrics) Engine() *promql.Engine { return m.engine }
 
 // Appendable is for the other parts of the store that write samples. A new series beyond Options.MaxSeries is an error.
 func (m *Metrics) Appendable() storage.AppendableV2 {
-	return boundedAppendable{bounded: m.series, most: m.series.max, bytes: maxAllLabelBytes, tell: true}
+	return boundedAppendable{bounded: m.series, most: m.series.max, bytes: m.series.maxLabels, tell: true}
 }
 
 // Problem returns what does not work, for the status, empty if everything does.

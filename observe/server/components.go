@@ -139,7 +139,7 @@ func (p *parts) openMetrics(ctx context.Context) (Running, error) {
 	sources := map[string]prometheus.Gatherer{scrapeconfig.JobNode: hosts}
 	local := []string{scrapeconfig.JobNode, scrapeconfig.JobSelf}
 	if p.o.Kubeconfig != "" {
-		sources[scrapeconfig.JobState] = kubestate.New(p.stores.cluster, 0)
+		sources[scrapeconfig.JobState] = kubestate.New(p.stores.cluster, p.o.MaxSeries()/2)
 		local = append(local, scrapeconfig.JobState)
 	}
 	var sockets map[string]string
@@ -155,7 +155,7 @@ func (p *parts) openMetrics(ctx context.Context) (Running, error) {
 		return Running{}, fmt.Errorf("make the scrape jobs: %w", err)
 	}
 	m, err := metrics.Open(ctx, metrics.Options{
-		Dir: p.dir.Metrics(), Retention: p.o.Retention, MaxBytes: int64(p.budget.Metrics), MinFreeBytes: int64(p.budget.MinFree), Base: base, Kubeconfig: p.o.Kubeconfig,
+		Dir: p.dir.Metrics(), Retention: p.o.Retention, MaxBytes: int64(p.budget.Metrics), MinFreeBytes: int64(p.budget.MinFree), MaxSeries: p.o.MaxSeries(), Base: base, Kubeconfig: p.o.Kubeconfig,
 		Sources: sources, Sockets: sockets, ReservedPorts: p.o.ReservedPorts, RemoteWrite: p.o.RemoteWrite, Log: p.log,
 	})
 	if err != nil {

@@ -48,6 +48,7 @@ type raw struct {
 	observeAccess      string
 	observeDisk        string
 	observeRetention   string
+	observeMemory      string
 	observeRemoteWrite bool
 	imagePolicyKeys    []string
 	encrypt            bool
@@ -154,6 +155,7 @@ func ServerFlags() *Flags {
 	f.StringSliceVar(&r.pool, "loadbalancer-pool", nil, "addresses for LoadBalancer services, one for each service: CIDR or first-last; may be repeated (default: the nodes' addresses for all)")
 	f.StringVar(&r.meshProfile, "mesh-profile", "default", "Istio's profile: "+strings.Join(MeshProfiles(), ", "))
 	f.StringVar(&r.observeDisk, "observe-disk", "", "how much of the disk the store of metrics, logs and traces may take, such as 2GiB (default: 2GiB, or a twentieth of the disk if that is less)")
+	f.StringVar(&r.observeMemory, "observe-memory", "150MB", "how much memory the store may use, such as 512MiB: with 150MB it keeps 20,000 series of metrics, and with each MiB more another 128")
 	f.StringVar(&r.observeRetention, "observe-retention", "7d", "how long the store keeps something, such as 7d or 36h; less if --observe-disk is reached before")
 	f.BoolVar(&r.observeRemoteWrite, "observe-remote-write", false, "pods may write metrics to the store by Prometheus' remote write, where they may query it")
 	f.StringVar(&r.observeAccess, "observe-cluster-access", string(ObserveAll), "what pods reach of the store of metrics, logs and traces: all; ingest, to send spans, and logs and metrics by OTLP; off")

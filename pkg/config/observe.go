@@ -12,6 +12,8 @@ import (
 type ObserveStore struct {
 	// Disk is how many bytes the store may take; 0 for its default, which depends on the disk.
 	Disk int64
+	// Memory is how many bytes of memory the store may use.
+	Memory int64
 	// Retention is how long something is kept, if Disk is not reached before.
 	Retention time.Duration
 	// RemoteWrite lets pods write metrics.
@@ -21,6 +23,8 @@ type ObserveStore struct {
 // The limits are those of the store (observe/config).
 const (
 	observeMinDisk      = 64 << 20
+	observeMinMemory    = 150_000_000
+	observeMaxMemory    = 1 << 40
 	observeMinRetention = day
 	observeMaxRetention = 3650 * day
 )
@@ -38,6 +42,14 @@ func (r *raw) checkObserve(o *ObserveStore) error {
 		}
 		o.Disk = n
 	}
+	memory, ok := bytesOf(r.observeMemory)
+	if !ok {
+		return fmt.Errorf("--observe-memory %q is not a number of bytes such as 512MiB", r.observeMemory)
+	}
+	if memory < observeMinMemory || memory > observeMaxMemory {
+		return fmt.Errorf("--observe-memory %s is not between %dMB and %dTiB", r.observeMemory, observeMinMemory/1_000_000, observeMaxMemory>>40)
+	}
+	o.Memory = memory
 	retention, ok := durationOf(r.observeRetention)
 	if !ok {
 		return fmt.Errorf("--observe-retention %q is not a time such as 7d or 36h", r.observeRetention)

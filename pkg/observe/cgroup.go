@@ -21,8 +21,8 @@ import (
 // the server's, which a service manager may end.
 type group struct {
 	name string
-	// limit is that of its memory, in bytes.
-	limit int
+	// limit is that of its memory, in bytes; 0 where no process is started.
+	limit int64
 }
 
 // wrap returns the command that runs a command in the cgroup, where systemd has to create it.
@@ -36,7 +36,7 @@ func (g group) wrap(line []string) ([]string, error) {
 	}
 	// systemd-run becomes the program in a unit of its own, which does not end with the server's.
 	unit := strings.TrimPrefix(g.name, "/") + "-" + strconv.FormatInt(time.Now().UnixNano(), 36)
-	return append([]string{run, "--quiet", "--collect", "--scope", "--unit=" + unit, "--property=MemoryMax=" + strconv.Itoa(g.limit), "--"}, line...), nil
+	return append([]string{run, "--quiet", "--collect", "--scope", "--unit=" + unit, "--property=MemoryMax=" + strconv.FormatInt(g.limit, 10), "--"}, line...), nil
 }
 
 // dir returns the cgroup's folder: with cgroup v1, in the memory hierarchy.
@@ -64,19 +64,19 @@ func (g group) add(pid int) error {
 	if err := write(filepath.Join(dir, limit), g.limit); err != nil {
 		return fmt.Errorf("limit the memory of its cgroup: %w", err)
 	}
-	if err := write(filepath.Join(dir, "cgroup.procs"), pid); err != nil {
+	if err := write(filepath.Join(dir, "cgroup.procs"), int64(pid)); err != nil {
 		return fmt.Errorf("put it into its cgroup: %w", err)
 	}
 	return nil
 }
 
 // write writes to a file of the kernel's, which must exist.
-func write(path string, value int) error {
+func write(path string, value int64) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(strconv.Itoa(value))
+	_, err = f.WriteString(strconv.FormatInt(value, 10))
 	return errors.Join(err, f.Close())
 }
 

@@ -28,9 +28,8 @@ import (
 // Program is the name of the program among the shipped ones.
 const Program = "polymesh-observe"
 
-// MemoryLimit is the limit of the store's memory in bytes, including cached files, and CollectorMemoryLimit that of a process that only sends.
+// CollectorMemoryLimit is the limit of the memory of a process that only sends, in bytes, including cached files.
 const (
-	MemoryLimit          = 150_000_000
 	CollectorMemoryLimit = 60_000_000
 	// collectorHeap is the share of Go's heap in the latter.
 	collectorHeap = 32 << 20
@@ -55,10 +54,12 @@ type Options struct {
 	// Disk is how many bytes the store may take; 0 for its default. Retention is how long it keeps something.
 	Disk      int64
 	Retention time.Duration
+	// Memory is how many bytes the store may use, including cached files.
+	Memory int64
 	// RemoteWrite lets pods write metrics.
 	RemoteWrite bool
 	// Collect is set on a node without a store: the process only reads this machine's logs and numbers, and sends them to the cluster's store, if there is one.
-	// Disk, Retention, Kubeconfig, Kubelets and Ports are not used then.
+	// Disk, Retention, Memory, Kubeconfig, Kubelets and Ports are not used then.
 	Collect *route.Node
 	// Kubeconfig has the store's own identity. It need not exist yet.
 	Kubeconfig string
@@ -100,6 +101,7 @@ type Component struct {
 // New returns the component, not yet started.
 func New(o Options) *Component {
 	c := &Component{o: o, at: storeOf(o.DataDir), asks: askInterval}
+	c.at.cgroup.limit = o.Memory
 	if o.Collect != nil {
 		c.at = collectorOf(o.DataDir)
 	}
@@ -259,7 +261,7 @@ func (c *Component) args() []string {
 		args = append(args, "--push-to="+n.Server+layout.ObserveIngestPath, "--push-ca="+n.CA, "--push-cert="+n.Cert, "--push-key="+n.Key)
 	} else {
 		args = append(args,
-			"--cluster-sockets="+dir.ObserveSockets(), "--retention="+c.o.Retention.Truncate(time.Second).String(), "--kubeconfig="+c.o.Kubeconfig, "--server-socket="+dir.StatusSocket(),
+			"--cluster-sockets="+dir.ObserveSockets(), "--memory="+strconv.FormatInt(c.o.Memory, 10), "--retention="+c.o.Retention.Truncate(time.Second).String(), "--kubeconfig="+c.o.Kubeconfig, "--server-socket="+dir.StatusSocket(),
 			"--kubelet-ca="+c.o.Kubelets.CA, "--kubelet-cert="+c.o.Kubelets.Cert, "--kubelet-key="+c.o.Kubelets.Key)
 		if len(c.o.Ports) > 0 {
 			args = append(args, "--reserved-ports="+strings.Trim(strings.ReplaceAll(fmt.Sprint(c.o.Ports), " ", ","), "[]"))

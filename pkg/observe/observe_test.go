@@ -100,7 +100,7 @@ func optionsFor(dir layout.DataDir) Options {
 	up := make(chan struct{})
 	close(up)
 	return Options{
-		DataDir: dir, Program: dir.Path("data", "current", "bin", Program), Node: "node-1", Retention: time.Hour, Kubeconfig: dir.Kubeconfig("observe"),
+		DataDir: dir, Program: dir.Path("data", "current", "bin", Program), Node: "node-1", Memory: 150_000_000, Retention: time.Hour, Kubeconfig: dir.Kubeconfig("observe"),
 		PodLogs: dir.PodLogs(), LogFiles: map[string]string{"containerd": "/c.log", "b": "/b.log"}, Up: up, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 }
@@ -397,7 +397,7 @@ func TestMemoryIsLimited(t *testing.T) {
 		folder = filepath.Join(cgroup.Mount, strings.TrimPrefix(strings.TrimSpace(read(t, fmt.Sprintf("/proc/%d/cgroup", pid))), "0::"))
 	}
 	// The kernel rounds down to pages.
-	if got, err := strconv.Atoi(strings.TrimSpace(read(t, filepath.Join(folder, limit)))); err != nil || got > MemoryLimit || got < MemoryLimit-os.Getpagesize() {
+	if got, err := strconv.ParseInt(strings.TrimSpace(read(t, filepath.Join(folder, limit))), 10, 64); err != nil || got > c.o.Memory || got < c.o.Memory-int64(os.Getpagesize()) {
 		t.Errorf("the limit is %d: %v", got, err)
 	}
 	in := bufio.NewScanner(strings.NewReader(read(t, filepath.Join(folder, "cgroup.procs"))))

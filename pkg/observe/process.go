@@ -42,7 +42,7 @@ type place struct {
 
 // storeOf returns the place of a data dir's store.
 func storeOf(d layout.DataDir) place {
-	return place{d, "the store", d.Observe(), d.ObserveSocket(), group{d.CgroupRoot() + "-observe", MemoryLimit}}
+	return place{d, "the store", d.Observe(), d.ObserveSocket(), group{name: d.CgroupRoot() + "-observe"}}
 }
 
 // collectorOf returns the place of the collector, which sends to the store of another machine.
@@ -313,10 +313,11 @@ func (c *Component) run() (*process, error) {
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
 	// The server's settings for memory and proxies do not apply to the program.
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TZ=" + os.Getenv("TZ")}
+	heap := c.o.Memory * 10 / 13
 	if c.o.Collect != nil {
-		// The program's default limits are those of a store.
-		cmd.Env = append(cmd.Env, "GOMEMLIMIT="+strconv.Itoa(collectorHeap))
+		heap = collectorHeap
 	}
+	cmd.Env = append(cmd.Env, "GOMEMLIMIT="+strconv.FormatInt(heap, 10))
 	// Its own session: signals to the server's terminal or process group do not reach it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

@@ -214,7 +214,7 @@ func (s *server) store(up <-chan struct{}) observe.Options {
 	dir := s.cfg.DataDir
 	certs := certificate.Store(dir.TLS())
 	o := observe.Options{
-		DataDir: dir, Program: s.Programs.Bin(observe.Program), Node: s.Name, Disk: s.cfg.Observe.Disk, Retention: s.cfg.Observe.Retention, RemoteWrite: s.cfg.Observe.RemoteWrite,
+		DataDir: dir, Program: s.Programs.Bin(observe.Program), Node: s.Name, Disk: s.cfg.Observe.Disk, Memory: s.cfg.Observe.Memory, Retention: s.cfg.Observe.Retention, RemoteWrite: s.cfg.Observe.RemoteWrite,
 		Kubeconfig: dir.Kubeconfig("observe"), PodLogs: dir.PodLogs(), LogFiles: observe.LogFiles(dir, "server"), Debug: s.cfg.Debug, Up: up, Log: s.Log,
 	}
 	o.Ports = []int{int(s.apiAddress().Port())}

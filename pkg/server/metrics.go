@@ -35,6 +35,9 @@ func kept() map[string][]string {
 	}
 }
 
+// bounds are the buckets that are kept of a histogram of seconds. Kubernetes has 24, of which each verb would be as many series.
+func bounds() []float64 { return []float64{0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 1, 2, 5, 10, 30, 60} }
+
 // ownMetrics serves a few of the process's metrics.
 type ownMetrics struct {
 	from prometheus.Gatherer
@@ -120,10 +123,12 @@ func add(sum, m *dto.Metric) {
 			SampleCount: proto.Uint64(before.GetSampleCount() + m.Histogram.GetSampleCount()),
 			SampleSum:   proto.Float64(before.GetSampleSum() + m.Histogram.GetSampleSum()),
 		}
-		counts := map[float64]uint64{}
+		counts, keep := map[float64]uint64{}, bounds()
 		for _, buckets := range [][]*dto.Bucket{before.GetBucket(), m.Histogram.Bucket} {
 			for _, b := range buckets {
-				counts[b.GetUpperBound()] += b.GetCumulativeCount()
+				if slices.Contains(keep, b.GetUpperBound()) {
+					counts[b.GetUpperBound()] += b.GetCumulativeCount()
+				}
 			}
 		}
 		for bound, count := range counts {

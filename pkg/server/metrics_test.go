@@ -11,7 +11,7 @@ import (
 func TestOwnMetrics(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "apiserver_request_total", Help: "Requests."}, []string{"verb", "code", "resource"})
-	times := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "apiserver_request_duration_seconds", Help: "Times.", Buckets: []float64{0.1, 1}}, []string{"verb", "resource"})
+	times := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "apiserver_request_duration_seconds", Help: "Times.", Buckets: []float64{0.1, 0.8, 1}}, []string{"verb", "resource"})
 	other := prometheus.NewGauge(prometheus.GaugeOpts{Name: "etcd_something", Help: "Left out."})
 	registry.MustRegister(requests, times, other)
 	requests.WithLabelValues("GET", "200", "pods").Add(2)
