@@ -90,7 +90,8 @@ test: ## all tests: first the unit tests, then the end-to-end tests on dist/poly
 	@build/stage end-to-end $(MAKE) --no-print-directory test-lanes
 
 # The packages whose tests take longest run first, so that none of them runs alone at the end. Most of these wait, for leases, timeouts
-# and rules, so twice as many run as there are cores: with fewer, the cores idle. `make lint` has vetted them.
+# and rules, so twice as many run as there are cores: with fewer, the cores idle. `make lint` has vetted them. Control planes in a test's process
+# are short of CPU and not of memory, so the garbage collector works less.
 SLOW_TESTS := $(addprefix ./pkg/,controlplane/encryption controlplane/snapshot controlplane workflow/rollout node join controlplane/member mesh/install \
 	workflow/image controlplane/datastore/etcd controlplane/datastore mesh/certify node/netpol node/registry workflow/bridge node/network controlplane/overview \
 	workflow/deploy node/apilb)
@@ -108,13 +109,13 @@ repeat_unit = $(if $(REPEAT),--rerun-fails=1 --rerun-fails-max-failures=$(REPEAT
 
 .PHONY: test-unit-main test-unit-pgv test-unit-inventory test-unit-observe
 test-unit-main:
-	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json $(call repeat_unit,unit) \
+	GOGC=300 .build/gotestsum --format pkgname --jsonfile .build/times/unit.json $(call repeat_unit,unit) \
 		--packages "$$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests) | tr '\n' ' ')" -- -p $$(($$(nproc) * 2)) -vet=off -tags "$(TAGS) integration"
 	@# gotestsum repeats only the test that ran when a process ended without a panic: the package's other tests have not run then.
 	@! { [ -s .build/times/flaky-unit ] && grep -hE '"Output":"(fatal error: |exit status ([2-9]|[1-9][0-9]))' .build/times/unit.json; }
 
 test-unit-pgv:
-	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -p 1 -vet=off -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
+	GOGC=300 .build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -p 1 -vet=off -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
 
 test-unit-inventory:
 	cd build/inventory && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-inventory.json -- -vet=off ./...

@@ -14,6 +14,8 @@ import (
 const (
 	// chartPoints is about how many points a chart has.
 	chartPoints = 120
+	// A chart of everything has so many points, from fewestPoints on, that about chartSamples rates are calculated for it.
+	chartSamples, fewestPoints = 2_000_000, 20
 	// edgeRequests is how many of the last requests an edge shows, edgeLines how many lines of the log are read to find them.
 	edgeRequests = 50
 	edgeLines    = 5_000

@@ -649,12 +649,15 @@ func (g *graphOfCalls) observe(drawn *reducedGraph, sample promql.Sample) {
 }
 
 // quantile returns a percentile of the durations in milliseconds, nothing if there are none.
-func (c *call) quantile(q float64) *float64 {
-	if len(c.buckets) == 0 {
+func (c *call) quantile(q float64) *float64 { return percentile(q, c.buckets) }
+
+// percentile returns a percentile of a histogram, nothing if it is empty. Buckets are cumulative, by their upper bound.
+func percentile(q float64, histogram map[float64]float64) *float64 {
+	if len(histogram) == 0 {
 		return nil
 	}
-	buckets := make(promql.Buckets, 0, len(c.buckets))
-	for bound, n := range c.buckets {
+	buckets := make(promql.Buckets, 0, len(histogram))
+	for bound, n := range histogram {
 		buckets = append(buckets, promql.Bucket{UpperBound: bound, Count: n})
 	}
 	value, _, _, _, _, _ := promql.BucketQuantile(q, buckets)

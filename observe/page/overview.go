@@ -595,18 +595,27 @@ func (s *server) addCharts(ctx context.Context, a *overviewAnswer, p period, nam
 	if len(namespaces) > 0 {
 		of = append(of, oneOf("destination_workload_namespace", namespaces...))
 	}
-	step := p.step(chartPoints)
+	const buckets = "istio_request_duration_milliseconds_bucket"
+	counted, err := s.instant(ctx, "count("+selector(buckets, of...)+")", p.end)
+	if err != nil {
+		return err
+	}
+	points := chartPoints
+	if len(counted) > 0 {
+		// A chart of many services has fewer points.
+		points = min(points, max(fewestPoints, int(chartSamples/counted[0].F)))
+	}
+	step := p.step(points)
 	rate := func(metric string) string {
 		return "rate(" + selector(metric, of...) + "[" + duration(max(4*step, time.Minute)) + "])"
 	}
-	var err error
 	if a.Rates, err = s.over(ctx, byClass(rate("istio_requests_total")), p, step); err != nil {
 		return err
 	}
-	if a.Quantiles, err = s.quantiles(ctx, rate("istio_request_duration_milliseconds_bucket"), p, step); err != nil {
+	if a.Quantiles, err = s.quantiles(ctx, rate(buckets), p, step); err != nil {
 		return err
 	}
-	vector, err := s.instant(ctx, "histogram_quantile(0.99, sum by (le) (rate("+selector("istio_request_duration_milliseconds_bucket", of...)+"["+duration(p.window())+"])))", p.end)
+	vector, err := s.instant(ctx, "histogram_quantile(0.99, sum by (le) (rate("+selector(buckets, of...)+"["+duration(p.window())+"])))", p.end)
 	if err != nil {
 		return err
 	}

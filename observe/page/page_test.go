@@ -3,6 +3,7 @@ package page
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/promql"
 	"github.com/stretchr/testify/require"
 
 	"polymesh.dev/polymesh/observe/document"
@@ -562,6 +564,31 @@ func TestDroppedLines(t *testing.T) {
 	for _, st := range get[overviewAnswer](t, h, "overview?window=1h&ns=other").Statements {
 		require.NotContains(t, st.Text, "log line")
 	}
+}
+
+// A period with more samples than the engine holds is evaluated in parts, with the same result.
+func TestOverInParts(t *testing.T) {
+	s := newStores(t)
+	s.record(t, meshSeries(story), fixtureNow.Add(-30*time.Minute), fixtureNow)
+	s.page(t)
+	evaluate := func(samples int, expr string) ([]line, error) {
+		engine := promql.NewEngine(promql.EngineOpts{Logger: slog.New(slog.DiscardHandler), MaxSamples: samples, Timeout: time.Minute, LookbackDelta: 5 * time.Minute})
+		t.Cleanup(func() { require.NoError(t, engine.Close()) })
+		return (&server{Options: Options{Engine: engine, Queryable: s.metrics.Queryable()}}).over(t.Context(), expr, period{fixtureNow.Add(-20 * time.Minute), fixtureNow}, 35*time.Second)
+	}
+	const expr = `sum by (reporter) (rate(istio_requests_total[1m]))`
+	want, err := evaluate(1_000_000, expr)
+	require.NoError(t, err)
+	require.Len(t, want, 2)
+	require.Len(t, want[0].Points, 35)
+	for _, samples := range []int{700, 200, 100} {
+		got, err := evaluate(samples, expr)
+		require.NoError(t, err, "%d samples", samples)
+		require.Equal(t, want, got, "%d samples", samples)
+	}
+	// One step has too many.
+	_, err = evaluate(20, expr)
+	require.ErrorContains(t, err, "too many samples")
 }
 
 // TestEmpty asks stores in which there is nothing.

@@ -2,6 +2,7 @@ package page
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"regexp"
@@ -35,8 +36,40 @@ func (s *server) instant(ctx context.Context, expr string, at time.Time) (promql
 	return append(promql.Vector(nil), vector...), nil // Close reuses the slice
 }
 
-// over evaluates an expression at each step of a period.
+// over evaluates an expression at each step of a period. The engine holds an aggregation's input of all steps in memory, up to a number of samples;
+// if that is too many, parts of the period are evaluated one after the other.
 func (s *server) over(ctx context.Context, expr string, p period, step time.Duration) ([]line, error) {
+	most := int(p.window()/step) + 1
+	all := []line{}
+	index := map[string]int{}
+	for part := (period{p.start, p.end}); !part.start.After(p.end); {
+		if part.end = part.start.Add(time.Duration(most-1) * step); part.end.After(p.end) {
+			part.end = p.end
+		}
+		lines, err := s.inOnePiece(ctx, expr, part, step)
+		if errors.As(err, new(promql.ErrTooManySamples)) && most > 1 {
+			most = max(1, most/4)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range lines {
+			key := labels.FromMap(l.Labels).String()
+			i, known := index[key]
+			if !known {
+				i = len(all)
+				index[key] = i
+				all = append(all, line{Labels: l.Labels, Points: [][2]float64{}})
+			}
+			all[i].Points = append(all[i].Points, l.Points...)
+		}
+		part.start = part.start.Add(time.Duration(most) * step)
+	}
+	return all, nil
+}
+
+func (s *server) inOnePiece(ctx context.Context, expr string, p period, step time.Duration) ([]line, error) {
 	q, err := s.Engine.NewRangeQuery(ctx, s.Queryable, nil, expr, p.start, p.end, step)
 	if err != nil {
 		return nil, fmt.Errorf("prepare a query of metrics: %w", err)

@@ -3,8 +3,10 @@ package page
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"time"
 
 	"polymesh.dev/polymesh/observe/document"
@@ -345,14 +347,33 @@ func byClass(rate string) string {
 
 // quantiles returns the 50th, 95th and 99th percentile of a histogram in time.
 func (s *server) quantiles(ctx context.Context, rate string, p period, step time.Duration) ([]line, error) {
-	all := []line{}
-	for _, quantile := range []string{"0.5", "0.95", "0.99"} {
-		lines, err := s.over(ctx, "histogram_quantile("+quantile+", sum by (le) ("+rate+"))", p, step)
+	// The buckets are read once for all three.
+	lines, err := s.over(ctx, "sum by (le) ("+rate+")", p, step)
+	if err != nil {
+		return nil, err
+	}
+	buckets := map[float64]map[float64]float64{} // by time and bound
+	for _, l := range lines {
+		bound, err := strconv.ParseFloat(l.Labels["le"], 64)
 		if err != nil {
-			return nil, err
+			continue
 		}
-		for _, l := range lines {
-			l.Labels = map[string]string{"quantile": quantile}
+		for _, point := range l.Points {
+			if buckets[point[0]] == nil {
+				buckets[point[0]] = map[float64]float64{}
+			}
+			buckets[point[0]][bound] = point[1]
+		}
+	}
+	all := []line{}
+	for _, quantile := range []float64{0.5, 0.95, 0.99} {
+		l := line{Labels: map[string]string{"quantile": strconv.FormatFloat(quantile, 'f', -1, 64)}}
+		for _, at := range slices.Sorted(maps.Keys(buckets)) {
+			if value := percentile(quantile, buckets[at]); value != nil {
+				l.Points = append(l.Points, [2]float64{at, *value})
+			}
+		}
+		if len(l.Points) > 0 {
 			all = append(all, l)
 		}
 	}

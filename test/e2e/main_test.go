@@ -136,7 +136,7 @@ func app(t *testing.T) *node.Node {
 	t.Helper()
 	declare(t, lanes.Test{Shared: true})
 	shared.once.Do(func() {
-		if shared.node, shared.err = node.New(node.Options{Env: []string{"POLYMESH_OBSERVE_REMOTE_WRITE=true"}}); shared.err != nil {
+		if shared.node, shared.err = node.New(node.Options{Env: []string{"POLYMESH_OBSERVE_REMOTE_WRITE=true", node.GOGC}}); shared.err != nil {
 			return
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)

@@ -119,6 +119,10 @@ func (n *Node) agentOf() *Node {
 // prefix is the prefix of all names that this package creates.
 const prefix = "pm-e2e-"
 
+// GOGC is in the environment of the servers of tests. A server keeps its memory small while it starts, for which it takes half as much CPU again, and
+// in tests CPU is what is short. Benchmarks measure what users have.
+const GOGC = "GOGC=300"
+
 // keepEnv keeps the nodes.
 const keepEnv = "POLYMESH_E2E_KEEP"
 

@@ -79,10 +79,8 @@ func (n *Node) Start(ctx context.Context) error {
 	args = append(args, n.opts.Args...)
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = environment()
-	if n.prepares && !n.opts.Observe {
-		// A server keeps its memory small while it starts, for which it takes half as much CPU again. In tests CPU is what is short; benchmarks
-		// measure what users have, and the store's process has a limit of memory.
-		cmd.Env = append(cmd.Env, "GOGC=100")
+	if n.prepares {
+		cmd.Env = append(cmd.Env, GOGC)
 	}
 	cmd.Env = append(cmd.Env, n.opts.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
