@@ -43,6 +43,14 @@ func TestPlace(t *testing.T) {
 	c.take(t, next)
 	is(c, "u2", Place{pod.Namespace, pod.Name, "n3"})
 
+	// Who can create pods cannot take a deleted pod's place.
+	thief := pod.DeepCopy()
+	thief.Name, thief.UID, thief.Spec.NodeName, thief.Annotations = "thief", "u9", "n9", map[string]string{corev1.MirrorPodAnnotationKey: "u2"}
+	c.give(t, thief)
+	is(c, "u2", Place{pod.Namespace, pod.Name, "n3"})
+	c.take(t, thief)
+	is(c, "u2", Place{pod.Namespace, pod.Name, "n3"})
+
 	// A pod of a file on the node, and one that claims to be another.
 	static := pod.DeepCopy()
 	static.Name, static.UID, static.Annotations = "proxy-n2", "u3", map[string]string{corev1.MirrorPodAnnotationKey: "hash"}

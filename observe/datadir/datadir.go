@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"polymesh.dev/polymesh/observe/atomicfile"
 	"polymesh.dev/polymesh/observe/config"
 )
 
@@ -142,6 +143,9 @@ func (d *Dir) known() (bool, error) {
 		return false, nil
 	case err != nil:
 		return false, fmt.Errorf("read the version of the data dir: %w", err)
+	case len(text) == 0:
+		// A power failure soon after the first start of an earlier version left it like this.
+		return true, nil
 	}
 	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err != nil || n < 1 {
@@ -188,12 +192,7 @@ func (d *Dir) mark() error {
 	if err := os.MkdirAll(d.Meta(), 0o700); err != nil {
 		return fmt.Errorf("create the data dir: %w", err)
 	}
-	next := path + ".new"
-	err = os.WriteFile(next, []byte(strconv.Itoa(format)+"\n"), 0o600)
-	if err == nil {
-		err = os.Rename(next, path)
-	}
-	if err != nil {
+	if err := atomicfile.Write(path, []byte(strconv.Itoa(format)+"\n")); err != nil {
 		return fmt.Errorf("write the version of the data dir: %w", err)
 	}
 	return nil

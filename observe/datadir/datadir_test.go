@@ -70,9 +70,18 @@ func TestOpenWhatIsNotAStore(t *testing.T) {
 		require.ErrorContains(t, err, want)
 		require.NoDirExists(t, filepath.Join(path, "metrics"))
 	}
+	// A power failure can leave an empty one.
+	empty := t.TempDir()
+	require.NoError(t, os.MkdirAll(filepath.Join(empty, "meta"), 0o700))
+	require.NoError(t, os.Mkdir(filepath.Join(empty, "logs"), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(empty, "meta", formatName), nil, 0o600))
+	d, err := Open(empty, "")
+	require.NoError(t, err)
+	d.Close()
+
 	path := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(path, "letter.txt"), nil, 0o600))
-	_, err := Open(path, "")
+	_, err = Open(path, "")
 	require.ErrorContains(t, err, `contains "letter.txt"`)
 	require.NoDirExists(t, filepath.Join(path, "meta"))
 	link := filepath.Join(t.TempDir(), LockName)

@@ -18,6 +18,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -48,9 +49,11 @@ const (
 	recognisedChunks = 128
 	// saveInterval is how often the state is saved.
 	saveInterval = time.Second
-	// maxPushes is how many pushes are read at a time, bodyTime how long one may take to arrive.
+	// maxPushes is how many pushes are read at a time, bodyTime how long one may take to arrive, and barTime for how long a node whose push took longer
+	// is refused.
 	maxPushes = 4
 	bodyTime  = 30 * time.Second
+	barTime   = time.Minute
 )
 
 // Options of an Ingest.
@@ -183,6 +186,9 @@ func (in *Ingest) serve(w http.ResponseWriter, r *http.Request) (wire.Answer, ti
 	switch {
 	case errors.As(err, &large):
 		return wire.Answer{}, 0, &refusal{http.StatusRequestEntityTooLarge, fmt.Sprintf("a push has at most %d bytes", wire.MaxBody), 0}
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		in.bar(n)
+		return wire.Answer{}, 0, &refusal{http.StatusRequestTimeout, fmt.Sprintf("the push did not arrive within %s", bodyTime), barTime}
 	case err != nil:
 		return wire.Answer{}, 0, &refusal{http.StatusBadRequest, "the push was cut off", 0}
 	}

@@ -569,6 +569,11 @@ func (b *bench) status0() NodeStatus {
 	return NodeStatus{}
 }
 
+// slowly is a body that does not arrive until the connection's deadline.
+type slowly struct{}
+
+func (slowly) Read([]byte) (int, error) { return 0, os.ErrDeadlineExceeded }
+
 func TestHostilePushes(t *testing.T) {
 	b := newBench(t)
 	fine := b.body(wire.Header{Generation: "g", First: 1, Oldest: 1}, "")
@@ -622,6 +627,20 @@ func TestHostilePushes(t *testing.T) {
 	require.Equal(t, http.StatusOK, code)
 	require.Empty(t, h.Get("Retry-After"))
 	require.Contains(t, answer, `"position":1`)
+
+	// Nor does one that sends slowly try again at once.
+	slow := httptest.NewRequest(http.MethodPost, Path, slowly{})
+	slow.Header.Set(NodeHeader, "n7")
+	w = httptest.NewRecorder()
+	b.in.ServeHTTP(w, slow)
+	require.Equal(t, http.StatusRequestTimeout, w.Code)
+	code, h, answer = b.send(fine, "n7")
+	require.Equal(t, http.StatusTooManyRequests, code)
+	require.Contains(t, answer, "did not arrive in time")
+	require.Equal(t, "60", h.Get("Retry-After"))
+	b.in.nodes["n7"].barred = time.Now()
+	code, _, _ = b.send(fine, "n7")
+	require.Equal(t, http.StatusOK, code)
 
 	// Nor do many have their pushes in memory at a time.
 	for range maxPushes {

@@ -29,6 +29,7 @@ const (
 type node struct {
 	name        string
 	busy        bool
+	barred      time.Time // until when its pushes are refused
 	budget      budget
 	generations []*generation // the most recently used is last
 	streams     distinct
@@ -84,6 +85,9 @@ func (in *Ingest) begin(name string) (*node, error) {
 		n = newNode(name)
 		in.nodes[name] = n
 	}
+	if wait := time.Until(n.barred); wait > 0 {
+		return nil, &refusal{http.StatusTooManyRequests, "this node's last push did not arrive in time", wait}
+	}
 	if n.busy {
 		return nil, &refusal{http.StatusTooManyRequests, "this node sends already", 2 * time.Second}
 	}
@@ -100,6 +104,13 @@ func (in *Ingest) forget() bool {
 	before := len(in.nodes)
 	maps.DeleteFunc(in.nodes, func(_ string, n *node) bool { return !n.busy && time.Since(n.status.Pushed) > forgotten })
 	return len(in.nodes) < before
+}
+
+// bar refuses a node's pushes for some time: a push that arrives slowly keeps others waiting.
+func (in *Ingest) bar(n *node) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	n.barred = time.Now().Add(barTime)
 }
 
 func (in *Ingest) end(n *node) {

@@ -79,6 +79,8 @@ type Options struct {
 	MeshNamespace string
 	// Local lists the enabled jobs in this process.
 	Local []string
+	// Series is how many series the store has room for, 20,000 or more. The limits on targets and samples of the store's own jobs follow it.
+	Series int
 	// Interval between two readings of a target. 0 means 15 s. Kubelets and objects are read half as often.
 	Interval time.Duration
 }
@@ -92,6 +94,8 @@ const (
 	evaluation = 30 * time.Second
 	// maxTimeout of one reading.
 	maxTimeout = 10 * time.Second
+	// seriesOfLimits is the number of series for which the limits of the store's own jobs are made. With room for more, they grow.
+	seriesOfLimits = 20_000
 	// maxBody is the largest answer. An answer is in memory as a whole while it is read. Answers of a large gateway, a kubelet with many
 	// pods or all objects of a cluster may be larger.
 	maxBody      = 4 * units.MiB
@@ -133,7 +137,11 @@ func Base(o Options) (*config.Config, error) {
 		}
 		jobs = append(jobs, local(name, o))
 	}
+	grown := max(1, o.Series/seriesOfLimits)
 	for _, j := range jobs {
+		j.SampleLimit *= uint(grown)
+		j.TargetLimit *= uint(grown)
+		j.BodySizeLimit *= units.Base2Bytes(grown)
 		if err := j.Validate(c.GlobalConfig); err != nil {
 			return nil, fmt.Errorf("the job %s: %w", j.JobName, err)
 		}

@@ -148,7 +148,7 @@ func (p *parts) openMetrics(ctx context.Context) (Running, error) {
 		local = append(local, scrapeconfig.JobServer)
 	}
 	base, err := scrapeconfig.Base(scrapeconfig.Options{
-		Node: p.o.NodeName, Kubeconfig: p.o.Kubeconfig, Local: local,
+		Node: p.o.NodeName, Series: p.o.MaxSeries(), Kubeconfig: p.o.Kubeconfig, Local: local,
 		Kubelets: scrapeconfig.TLSFiles{CA: p.o.KubeletCA, Cert: p.o.KubeletCert, Key: p.o.KubeletKey},
 	})
 	if err != nil {

@@ -52,8 +52,9 @@ type Header struct {
 
 // Answer is the store's answer to a push.
 type Answer struct {
-	// Position is the number of the generation's last chunk that the store has, and Durable of the last one on its disk. The
-	// collector continues after Position and keeps the chunks after Durable.
+	// Position is the number of the generation's last chunk that the store has, and Durable of the last one whose lines are on its disk. The
+	// collector continues after Position and keeps the chunks after Durable. Of samples, a power failure of the store's machine takes those of the last
+	// half minute, also the store's own: Prometheus leaves it to the kernel when its log of writes goes to the disk.
 	Position uint64 `json:"position"`
 	Durable  uint64 `json:"durable"`
 	// Missing means that chunks between Position and the push are missing: the collector sends those that it still has.
