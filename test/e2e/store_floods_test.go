@@ -22,6 +22,7 @@ import (
 // and a disk that fills up. Each is limited and reported, the process goes on, and no line of another pod is lost.
 func TestObserveFloods(t *testing.T) {
 	ownNodes(t, 1)
+	long(t, "each limit has tests beside the code, on the real stores")
 	disks := node.DisksForTest(t)
 	n := node.ForTest(t, node.Options{
 		Observe: true, Disk: disks.New(t, "ext4"), Args: []string{"--disable", "istio,metrics-server,local-storage", "--observe-cluster-access", "off"},
