@@ -13,21 +13,23 @@ import (
 
 func TestParse(t *testing.T) {
 	o, err := Parse([]string{
-		"--data-dir=/var/lib/polymesh/observe/", "--socket=/run/polymesh/observe.sock", "--cluster-sockets=/run/polymesh/observe", "--disk=512MiB",
+		"--data-dir=/var/lib/polymesh/observe/", "--socket=/run/polymesh/observe.sock", "--cluster-sockets=/run/polymesh/observe", "--disk=512MiB", "--memory=1GiB",
 		"--retention=3d", "--kubeconfig=/var/lib/polymesh/server/cred/observe.kubeconfig", "--node-name=node-1.example", "--pod-log-dir=/var/log/pods",
 		"--log-file=containerd=/var/lib/polymesh/agent/containerd/containerd.log", "--log-file=server=/var/log/a=b", "--spans-per-second=50", "--reserved-ports=6443,10250",
 	}, nil)
 	require.NoError(t, err)
 	require.Equal(t, &Options{
-		DataDir: "/var/lib/polymesh/observe", Socket: "/run/polymesh/observe.sock", ClusterSockets: "/run/polymesh/observe", Disk: 512 << 20,
+		DataDir: "/var/lib/polymesh/observe", Socket: "/run/polymesh/observe.sock", ClusterSockets: "/run/polymesh/observe", Disk: 512 << 20, Memory: 1 << 30,
 		Retention: 72 * time.Hour, Kubeconfig: "/var/lib/polymesh/server/cred/observe.kubeconfig", NodeName: "node-1.example", PodLogDir: "/var/log/pods",
 		LogFiles:       []LogFile{{"containerd", "/var/lib/polymesh/agent/containerd/containerd.log"}, {"server", "/var/log/a=b"}},
 		SpansPerSecond: 50, LinesPerSecond: 2000, Buffer: 64 << 20, ReservedPorts: []uint16{6443, 10250},
 	}, o)
+	require.Equal(t, 132_761, o.MaxSeries())
 
 	o, err = Parse([]string{"--data-dir=/d"}, nil)
 	require.NoError(t, err)
-	require.Equal(t, &Options{DataDir: "/d", Socket: "/d/observe.sock", Retention: 7 * 24 * time.Hour, SpansPerSecond: 200, LinesPerSecond: 2000, Buffer: 64 << 20}, o)
+	require.Equal(t, 20_000, o.MaxSeries())
+	require.Equal(t, &Options{DataDir: "/d", Socket: "/d/observe.sock", Memory: 150_000_000, Retention: 7 * 24 * time.Hour, SpansPerSecond: 200, LinesPerSecond: 2000, Buffer: 64 << 20}, o)
 
 	o, err = Parse([]string{"--data-dir=/d", "--push-to=https://127.0.0.1:6444/p", "--push-ca=/a", "--push-cert=/c", "--push-key=/k", "--node-name=n", "--buffer=8MiB"}, nil)
 	require.NoError(t, err)
@@ -44,6 +46,7 @@ func TestRefused(t *testing.T) {
 		"--data-dir=/d --disk=much":                             "not a number of bytes such as 2GiB",
 		"--data-dir=/d --disk=-2GiB":                            "not a number of bytes",
 		"--data-dir=/d --disk=99999999T":                        "not a number of bytes",
+		"--data-dir=/d --memory=100MiB":                         "--memory 100MiB is not between 150000000 and 1TiB",
 		"--data-dir=/d --retention=23h":                         "--retention 23h is not between 1d and 10y",
 		"--data-dir=/d --retention=week":                        "not a valid duration string",
 		"--data-dir=/d --retention=99999999999999d":             "out of range",

@@ -630,16 +630,16 @@ func TestHostilePushes(t *testing.T) {
 
 	// Nor does one that sends slowly try again at once.
 	slow := httptest.NewRequest(http.MethodPost, Path, slowly{})
-	slow.Header.Set(NodeHeader, "n7")
+	slow.Header.Set(NodeHeader, "n8")
 	w = httptest.NewRecorder()
 	b.in.ServeHTTP(w, slow)
 	require.Equal(t, http.StatusRequestTimeout, w.Code)
-	code, h, answer = b.send(fine, "n7")
+	code, h, answer = b.send(fine, "n8")
 	require.Equal(t, http.StatusTooManyRequests, code)
 	require.Contains(t, answer, "did not arrive in time")
 	require.Equal(t, "60", h.Get("Retry-After"))
-	b.in.nodes["n7"].barred = time.Now()
-	code, _, _ = b.send(fine, "n7")
+	b.in.nodes["n8"].barred = time.Now()
+	code, _, _ = b.send(fine, "n8")
 	require.Equal(t, http.StatusOK, code)
 
 	// Nor do many have their pushes in memory at a time.

@@ -508,12 +508,12 @@ func TestHistoryIsBounded(t *testing.T) {
 	c.log(1000)
 	m.start()
 	var got []string
+	// Lines that were stored later may be found before earlier ones.
 	require.True(t, assertEventually(func() bool {
 		got = texts(m.lines("web"))
-		return len(got) > 0 && got[len(got)-1] == strconv.Itoa(c.next-1)
+		return len(got) > 1500 && got[len(got)-1] == strconv.Itoa(c.next-1)
 	}))
 	require.Less(t, len(got), 2500)
-	require.Greater(t, len(got), 1500)
 	for i := range got {
 		require.Equal(t, strconv.Itoa(c.next-len(got)+i), got[i])
 	}

@@ -671,7 +671,8 @@ func (s *springCloud) killed() {
 // giveBack: what the mesh has put into Eureka goes with the label.
 func (s *springCloud) giveBack() {
 	s.step("kubectl label service -n shop inventory-service bridge.polymesh.dev/eureka-")
-	s.Eventually(s.t, time.Minute, func() (bool, string) {
+	// Eureka answers from caches, which it renews every 30 seconds each.
+	s.Eventually(s.t, 3*time.Minute, func() (bool, string) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 20*time.Second)
 		defer cancel()
 		out, err := s.OutsideCommand(ctx, "curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", eurekaURL+"apps/INVENTORY-SERVICE").Output()

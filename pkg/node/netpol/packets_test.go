@@ -257,12 +257,21 @@ func TestIPv6(t *testing.T) {
 	must(t, err)
 	defer client.Close()
 	to := net.UDPAddrFromAddrPort(netip.MustParseAddrPort("[fd00::3]:80"))
+	sent := byte(0)
 	arrives := func(wait time.Duration) bool {
-		_, err := client.WriteTo([]byte("x"), to)
+		sent++
+		_, err := client.WriteTo([]byte{sent}, to)
 		must(t, err)
 		must(t, server.SetReadDeadline(time.Now().Add(wait)))
-		_, _, err = server.ReadFrom(make([]byte, 1))
-		return err == nil
+		for got := make([]byte, 1); ; {
+			if _, _, err := server.ReadFrom(got); err != nil {
+				return false
+			}
+			// What was sent before may have been late.
+			if got[0] == sent {
+				return true
+			}
+		}
 	}
 	eventually(t, "without policies it arrives", func() bool { return arrives(time.Second) })
 	k.must(t, Cluster{Pods: pods("2", "3", "4", "5"), Policies: policy(networkingv1.NetworkPolicySpec{})})
