@@ -41,7 +41,7 @@ type Options struct {
 	MaxBytes  int64
 	// MinFreeBytes stay free on the disk: with less, samples are refused.
 	MinFreeBytes int64
-	// MaxSeries bounds the series of the last hours, which are in memory. Samples of new ones beyond it are refused and counted.
+	// MaxSeries bounds the series in memory: those that have a target now, and for some time those that had one. Samples of new ones beyond it are refused and counted.
 	// 0 means 20,000. The store's own series may be a tenth, or 1,000, more. Series beyond 16 MiB of labels are refused, too. With more than 20,000
 	// series, the limit on labels, and that on the samples of a query, rise in proportion.
 	MaxSeries int
@@ -60,6 +60,8 @@ type Options struct {
 	// Registry has the metrics of this process. nil means one with only those of this package.
 	Registry *prometheus.Registry
 	Log      *slog.Logger
+	// reload is how often the storage looks for work, a minute if it is zero.
+	reload time.Duration
 }
 
 const (
@@ -81,6 +83,8 @@ const (
 	minBlock     = 2 * time.Hour
 	maxBlock     = 24 * time.Hour
 	maxExemplars = 2000
+	// gone is the share of series without a target from which on they leave the memory.
+	gone = 0.2
 )
 
 // Metrics is the open store.
@@ -174,6 +178,12 @@ func tsdbOptions(o Options) *tsdb.Options {
 	t.StripeSize = 512
 	t.HeadChunksWriteBufferSize = chunks.MinWriteBufferSize
 	t.OutOfOrderTimeWindow = late.Milliseconds()
+	// Series of targets that are gone, such as pods after a deploy, go from memory to the disk at once, and not only after hours. Without that, a hundred
+	// new pods with a sidecar in that time take all of MaxSeries.
+	t.StaleSeriesCompactionThreshold = gone
+	if o.reload > 0 {
+		t.BlockReloadInterval = o.reload
+	}
 	t.EnableExemplarStorage, t.MaxExemplars = true, maxExemplars
 	return t
 }

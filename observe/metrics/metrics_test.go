@@ -290,6 +290,27 @@ func TestSeriesLimit(t *testing.T) {
 	require.LessOrEqual(t, s.Numbers()["series"], int64(most+200))
 }
 
+// Series whose target has gone do not count for long, and can still be queried.
+func TestGoneSeries(t *testing.T) {
+	ip := ownIP(t)
+	var n atomic.Int64
+	jobs := fmt.Sprintf("scrape_configs:\n- {job_name: pods, static_configs: [{targets: [%q]}]}\n", target(t, ip, func(w http.ResponseWriter, r *http.Request) {
+		b := strings.Builder{}
+		b.WriteString("steady 1\n")
+		if generation := n.Add(1); generation <= 10 {
+			for i := range 50 {
+				fmt.Fprintf(&b, "pod{generation=\"%d\",i=\"%d\"} 1\n", generation, i)
+			}
+		}
+		text(b.String())(w, r)
+	}))
+	s := open(t, Options{Base: addJobs(t, fast(t, scrapeconfig.Options{Local: []string{scrapeconfig.JobSelf}}), jobs), reload: time.Second})
+	s.eventually("none has left the memory", func() bool { return n.Load() > 10 && s.db.Head().NumSeries() < 400 && s.db.Head().NumStaleSeries() < 100 })
+	require.Equal(t, []string{"{} 500"}, s.query(`count(max_over_time(pod[10m]))`))
+	require.Equal(t, []string{"{} 1"}, s.query(`count(steady)`))
+	require.Empty(t, s.Problem())
+}
+
 // long is a series with n bytes of labels.
 func long(i, n int) labels.Labels {
 	b := labels.NewScratchBuilder(0)
