@@ -100,7 +100,9 @@ func TestLeaveAgain(t *testing.T) {
 	}
 	now := time.Now()
 	valid, expired := member(t, certs, now), member(t, certs, now.Add(-certificate.NodeLife-time.Hour))
-	own := func(status int, date time.Time) string { return serve(t, certs, certificate.ClientCA, answers(status, date)) }
+	own := func(status int, date time.Time) string {
+		return serve(t, certs, certificate.ClientCA, answers(status, date))
+	}
 	for what, c := range map[string]struct {
 		dir    layout.DataDir
 		server string
