@@ -325,17 +325,15 @@ func TestJoin(t *testing.T) {
 		api = client(t, member)
 		controlplanetest.Eventually(t, "the certificate is void", wantNone)
 		wantGone("a machine that has left", heir.DataDir, "its node was removed before")
-		again, err := join.Join(t.Context(), settled(heir))
-		if err != nil {
+		if _, err := join.Join(t.Context(), settled(heir)); err != nil {
 			t.Fatalf("it joins again with a token: %v", err)
 		}
 		// A machine that was replaced, with a copy of its files, under its name.
-		node, err := client(t, again).CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "worker-6"}}, metav1.CreateOptions{})
-		if err != nil {
+		if _, err := admin.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "worker-6"}}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		node.Status.NodeInfo.MachineID = "another"
-		if _, err := client(t, again).CoreV1().Nodes().UpdateStatus(t.Context(), node, metav1.UpdateOptions{}); err != nil {
+		id := []byte(`{"status": {"nodeInfo": {"machineID": "another"}}}`)
+		if _, err := admin.CoreV1().Nodes().Patch(t.Context(), "worker-6", "application/merge-patch+json", id, metav1.PatchOptions{}, "status"); err != nil {
 			t.Fatal(err)
 		}
 		if id, err := os.ReadFile("/etc/machine-id"); err == nil && len(strings.TrimSpace(string(id))) > 0 {
