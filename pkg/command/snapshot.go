@@ -339,14 +339,20 @@ func snapshotPrune() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "prune --keep N",
 		Short: "Remove all but the newest snapshots of each name",
-		Long:  "Remove all but the newest snapshots of each name that this node has saved, in the folder and in S3.",
-		Args:  cobra.NoArgs,
+		Long: `Remove all but the newest snapshots of each name that this node has saved of this cluster, in the folder and in S3.
+
+Other clusters may keep theirs in the same place: those stay, and so do those of earlier versions that do not show which cluster
+they are of (encrypted ones, and those in S3). It lists the latter, and "polymesh snapshot delete" removes them.`,
+		Args: cobra.NoArgs,
 	}
 	cmd.Flags().IntVar(&keep, "keep", 5, "how many snapshots of each name stay")
 	cmd.Flags().StringSliceVar(&names, "name", nil, "only snapshots of this name; may be repeated")
 	return snapshotCommand(cmd, func(cmd *cobra.Command, _ []string, s *snapshot.Snapshots, _ *config.Server) error {
-		removed, err := s.Prune(cmd.Context(), keep, names...)
-		printRemoved(cmd.OutOrStdout(), removed)
+		done, err := s.Prune(cmd.Context(), keep, names...)
+		printRemoved(cmd.OutOrStdout(), done.Removed)
+		for _, i := range done.Unknown {
+			fmt.Fprintf(cmd.OutOrStdout(), "left %s: nothing shows which cluster it is of; if it is this one's, `polymesh snapshot delete %s` removes it\n", progress.Line(i.Path), progress.Line(i.File))
+		}
 		return err
 	})
 }

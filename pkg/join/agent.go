@@ -4,17 +4,21 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
+	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/token"
@@ -156,13 +160,58 @@ func (m Machine) settings(ctx context.Context, f Files) (Cluster, error) {
 	return now, m.write(now)
 }
 
-// Leave removes the machine's node from the cluster by a server.
+// GoneError means that the machine is not a node of the cluster any more, so that there is nothing to leave.
+type GoneError struct{ message string }
+
+func (e *GoneError) Error() string { return e.message }
+
+// Leave removes the machine's node from the cluster by a server. A machine that has left before, or whose node was removed, gets a GoneError.
+// After any other error it may still be a member.
 func Leave(ctx context.Context, dir layout.DataDir, server string) error {
-	hc, err := client(files(dir))
+	f := files(dir)
+	identity, err := identityOf(f.ServerCA, f.Client, f.Client)
 	if err != nil {
 		return err
 	}
+	pair := identity.Certificates[0]
+	sent := false
+	// As without it, but a server that knows no such authority gets no certificate, and its 401 then says nothing about the node.
+	identity.GetClientCertificate = func(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		if sent = asked.SupportsCertificate(&pair) == nil; !sent {
+			return &tls.Certificate{}, nil
+		}
+		return &pair, nil
+	}
 	// The kubelet reports the same (machineId in cAdvisor).
 	id, _ := os.ReadFile("/etc/machine-id")
-	return call(ctx, hc, http.MethodPost, server+LeavePath, "", Leaving{MachineID: strings.TrimSpace(string(id))}, &struct{}{})
+	err = call(ctx, clientAs(identity), http.MethodPost, server+LeavePath, "", Leaving{MachineID: strings.TrimSpace(string(id))}, &struct{}{})
+	var refusal *Refusal
+	if !errors.As(err, &refusal) {
+		return err
+	}
+	switch refusal.Status {
+	case http.StatusConflict:
+		return &GoneError{refusal.Message}
+	case http.StatusUnauthorized:
+		// A server that does not know yet which nodes were removed answers 503, see Filter. So there is one other reason to refuse a
+		// certificate of the cluster: it is not valid by the clock of the server.
+		if sent && validAt(pair.Leaf, refusal.at) && validAt(pair.Leaf, time.Now()) {
+			return &GoneError{"its node was removed before"}
+		}
+		return fmt.Errorf("the server does not accept this node's certificate, which is valid from %s to %s: %w", pair.Leaf.NotBefore.UTC().Format(time.DateTime), pair.Leaf.NotAfter.UTC().Format(time.DateTime), err)
+	}
+	return err
+}
+
+func validAt(c *x509.Certificate, at time.Time) bool {
+	return !at.Before(c.NotBefore) && at.Before(c.NotAfter)
+}
+
+// Forget ends the membership of a machine that has left its cluster: Member does not find it after that, whatever else is there.
+func Forget(dir layout.DataDir) error {
+	ca := files(dir).ServerCA // without it there is no membership, see keep
+	if err := os.Remove(ca); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget the cluster that this machine has left: %w", err)
+	}
+	return atomicfile.SyncDir(filepath.Dir(ca))
 }

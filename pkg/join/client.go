@@ -109,6 +109,7 @@ func call(ctx context.Context, client *http.Client, method, url, bearer string, 
 	}
 	if resp.StatusCode != http.StatusOK {
 		refusal := &Refusal{Status: resp.StatusCode}
+		refusal.at, _ = http.ParseTime(resp.Header.Get("Date"))
 		// The API server's own answers are a Status, which has a message too.
 		if json.Unmarshal(got, refusal) != nil || refusal.Message == "" {
 			refusal.Message = fmt.Sprintf("the server answered %s", resp.Status)
@@ -179,6 +180,15 @@ func pinned(hash, server string, now func() time.Time) *tls.Config {
 func client(f Files) (*http.Client, error) { return clientWith(f.ServerCA, f.Client, f.Client) }
 
 func clientWith(caFile, certFile, keyFile string) (*http.Client, error) {
+	identity, err := identityOf(caFile, certFile, keyFile)
+	if err != nil {
+		return nil, err
+	}
+	return clientAs(identity), nil
+}
+
+// identityOf authenticates with a certificate to servers that the authority in a file has certified, and to no others.
+func identityOf(caFile, certFile, keyFile string) (*tls.Config, error) {
 	ca, err := os.ReadFile(caFile)
 	if err != nil {
 		return nil, err
@@ -189,9 +199,13 @@ func clientWith(caFile, certFile, keyFile string) (*http.Client, error) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
+	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Certificates: []tls.Certificate{pair}}, nil
+}
+
+func clientAs(identity *tls.Config) *http.Client {
 	const dial = 3 * time.Second
 	return &http.Client{Timeout: requestTimeout, CheckRedirect: noRedirect, Transport: &http.Transport{
 		DialContext: (&net.Dialer{Timeout: dial}).DialContext, TLSHandshakeTimeout: dial, DisableKeepAlives: true,
-		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Certificates: []tls.Certificate{pair}},
-	}}, nil
+		TLSClientConfig: identity,
+	}}
 }

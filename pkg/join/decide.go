@@ -98,7 +98,7 @@ func clockAndName(r Request, v View) *Refusal {
 }
 
 func refuse(status int, format string, args ...any) *Refusal {
-	return &Refusal{status, fmt.Sprintf(format, args...)}
+	return &Refusal{Status: status, Message: fmt.Sprintf(format, args...)}
 }
 
 func versions(machine, cluster string) (m, c *utilversion.Version, refused *Refusal) {

@@ -157,6 +157,8 @@ type Refusal struct {
 	// Status is the HTTP status.
 	Status  int    `json:"-"`
 	Message string `json:"message"`
+	// at is the server's time, zero if it did not say.
+	at time.Time
 }
 
 func (r *Refusal) Error() string { return r.Message }

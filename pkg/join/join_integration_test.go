@@ -295,6 +295,15 @@ func TestJoin(t *testing.T) {
 		stays.Token = token.Token{}
 		_, err = join.Join(t.Context(), stays)
 		wantRefused(t, "a removed node without a token", err, "because its node was removed: give a token")
+		// What it has of the cluster can be removed: it has nothing to leave.
+		wantGone := func(what string, dir layout.DataDir, want string) {
+			t.Helper()
+			var gone *join.GoneError
+			if err := join.Leave(t.Context(), dir, config.Host); !errors.As(err, &gone) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s leaves: %v", what, err)
+			}
+		}
+		wantGone("a removed node", old.DataDir, "its node was removed before")
 		// Another machine gets the name; the former's certificate is not one for it, and does not prove that it is the node.
 		heir := machine("worker-6", nodeToken)
 		member, err := join.Join(t.Context(), heir)
@@ -315,8 +324,23 @@ func TestJoin(t *testing.T) {
 		}
 		api = client(t, member)
 		controlplanetest.Eventually(t, "the certificate is void", wantNone)
+		wantGone("a machine that has left", heir.DataDir, "its node was removed before")
 		if _, err := join.Join(t.Context(), settled(heir)); err != nil {
-			t.Errorf("it joins again with a token: %v", err)
+			t.Fatalf("it joins again with a token: %v", err)
+		}
+		// A machine that was replaced, with a copy of its files, under its name.
+		if _, err := admin.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "worker-6"}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		id := []byte(`{"status": {"nodeInfo": {"machineID": "another"}}}`)
+		if _, err := admin.CoreV1().Nodes().Patch(t.Context(), "worker-6", "application/merge-patch+json", id, metav1.PatchOptions{}, "status"); err != nil {
+			t.Fatal(err)
+		}
+		if id, err := os.ReadFile("/etc/machine-id"); err == nil && len(strings.TrimSpace(string(id))) > 0 {
+			wantGone("a machine that was replaced", heir.DataDir, "another machine is node worker-6 now")
+			if _, err := admin.CoreV1().Nodes().Get(t.Context(), "worker-6", metav1.GetOptions{}); err != nil {
+				t.Errorf("the other machine's node: %v", err)
+			}
 		}
 	})
 

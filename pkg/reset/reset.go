@@ -315,7 +315,7 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 		{"data removed", p.removeData},
 	}
 	if _, _, ok := join.Member(p.DataDir); ok {
-		steps = slices.Insert(steps, 1, step{leftStep, p.leave})
+		steps = slices.Insert(steps, 1, step{leftStep, func(ctx context.Context) error { return p.leave(ctx, out) }})
 	}
 	var failures []error
 	for _, step := range steps {
@@ -325,7 +325,7 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 			if errors.As(err, &left) {
 				return errors.New("the node is stopped, and nothing was removed")
 			}
-			if step.name != leftStep { // with --force
+			if step.name != leftStep { // with --force, or of a machine that has left
 				failures = append(failures, err)
 			}
 			continue
@@ -353,8 +353,9 @@ const leftStep = "left the cluster"
 // leaveTimeout is how long the servers may take to remove a node.
 const leaveTimeout = 15 * time.Second
 
-// leave removes an agent's node from its cluster: after this, its certificate is gone.
-func (p *Plan) leave(ctx context.Context) error {
+// leave removes an agent's node from its cluster: after this, its certificate is void. The machine forgets the cluster then, so that a reset that
+// is interrupted later does not ask again, with files of which some are gone.
+func (p *Plan) leave(ctx context.Context, out io.Writer) error {
 	node, server, ok := join.Member(p.DataDir)
 	if !ok {
 		return nil
@@ -362,19 +363,24 @@ func (p *Plan) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
 	err := p.leaveBy(ctx, server)
+	var gone *join.GoneError
 	for _, other := range apilb.Known(p.DataDir.APIServers()) {
-		if refusal := new(join.Refusal); err == nil || errors.As(err, &refusal) && refusal.Status < http.StatusInternalServerError {
+		if refusal := new(join.Refusal); err == nil || errors.As(err, &gone) || errors.As(err, &refusal) && refusal.Status < http.StatusInternalServerError {
 			break
 		}
 		err = p.leaveBy(ctx, "https://"+other.String())
 	}
-	if err != nil && p.force {
+	if errors.As(err, &gone) {
+		fmt.Fprintf(out, "  node %s: %s\n", progress.Line(node), progress.Line(gone.Error()))
+		err = nil
+	}
+	if err == nil {
+		return join.Forget(p.DataDir)
+	}
+	if p.force {
 		return fmt.Errorf("%w: remove the node on a server with `polymesh node remove %s`", err, node)
 	}
-	if err != nil {
-		return &stillMemberError{fmt.Errorf("%s: %w: run `polymesh reset` again when the server answers, or add --force, and remove the node on a server with `polymesh node remove %s`", server, err, node)}
-	}
-	return nil
+	return &stillMemberError{fmt.Errorf("%s: %w: run `polymesh reset` again when the server answers, or add --force, and remove the node on a server with `polymesh node remove %s`", server, err, node)}
 }
 
 func (p *Plan) leaveBy(ctx context.Context, server string) error {

@@ -20,16 +20,23 @@ import (
 
 func TestNames(t *testing.T) {
 	at := time.Date(2026, 11, 29, 14, 6, 31, 123e6, time.UTC)
-	p := parts{"before-upgrade", "node-1.example", at, true}
-	if got := p.String(); got != "before-upgrade_node-1.example_20261129T140631.123Z.tar.zst.age" {
-		t.Error(got)
-	}
-	if got, ok := parse(p.String()); !ok || got != p {
-		t.Errorf("%+v, %v", got, ok)
+	for want, p := range map[string]parts{
+		"before-upgrade_node-1.example_20261129T140631.123Z.tar.zst.age":              {"before-upgrade", "node-1.example", at, "", true}, // of an earlier version
+		"before-upgrade_node-1.example_20261129T140631.123Z_0123456789ab.tar.zst.age": {"before-upgrade", "node-1.example", at, "0123456789ab", true},
+		"on-demand_a_20261129T140631.123Z_0123456789ab.tar.zst":                       {"on-demand", "a", at, "0123456789ab", false},
+	} {
+		if got := p.String(); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+		if got, ok := parse(want); !ok || got != p {
+			t.Errorf("%s is %+v, %v", want, got, ok)
+		}
 	}
 	for _, file := range []string{
 		"", "x.tar.zst", "a_b_20261129T140631.123Z.tar", "a_b_20261129T140631Z.tar.zst", "a_b_20261399T140631.123Z.tar.zst", "../a_b_20261129T140631.123Z.tar.zst",
 		"a_b_c_20261129T140631.123Z.tar.zst", "_b_20261129T140631.123Z.tar.zst", "a__20261129T140631.123Z.tar.zst", "a_B_20261129T140631.123Z.tar.zst",
+		"a_b_20261129T140631.123Z_0123456789a.tar.zst", "a_b_20261129T140631.123Z_0123456789AB.tar.zst", "a_b_20261129T140631.123Z_.tar.zst",
+		"a_b_20261129T140631.123Z_0123456789ab_0123456789ab.tar.zst", ".new-0123456789ab_b_1",
 		"a_b_20261129T140631.123Z.tar.zst\n", ".new-1", "a_b_20261129T140631.123Z.tar.zst.age.age",
 	} {
 		if p, ok := parse(file); ok {
@@ -45,6 +52,7 @@ func TestNames(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add("a_b_20261129T140631.123Z.tar.zst")
+	f.Add("a_b_20261129T140631.123Z_0123456789ab.tar.zst.age")
 	f.Fuzz(func(t *testing.T, file string) {
 		p, ok := parse(file)
 		if ok && (p.String() != file || filepath.Base(file) != file) {

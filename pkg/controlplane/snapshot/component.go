@@ -139,9 +139,12 @@ func (c *Component) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	removed, err := c.snapshots.Prune(ctx, c.schedule.Retention, automatic()...)
-	for _, old := range removed {
+	done, err := c.snapshots.Prune(ctx, c.schedule.Retention, automatic()...)
+	for _, old := range done.Removed {
 		c.log.Info("removed an old snapshot", "path", old.Path)
+	}
+	if n := len(done.Unknown); n > 0 {
+		c.log.Info("old snapshots stay, because nothing shows that they are of this cluster: `polymesh snapshot prune` lists them", "snapshots", n)
 	}
 	return err
 }

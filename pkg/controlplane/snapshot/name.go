@@ -26,10 +26,12 @@ func automatic() []string {
 	return []string{Scheduled, BeforeRestore, BeforeUpgrade, BeforeSecretsEncrypt, BeforeDatastoreMove, BeforeClusterReset}
 }
 
-// A file's name has three parts. None of them can contain the separator: a node's name is a DNS name.
+// A file's name has three parts, and the id of the cluster, which those of earlier versions do not have. None of them can contain the separator:
+// a node's name is a DNS name.
 var (
-	namePart = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?$`)
-	fileName = regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9.-]{0,62})_([a-z0-9][a-z0-9.-]{0,252})_([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)\.tar\.zst(\.age)?$`)
+	namePart  = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?$`)
+	clusterID = regexp.MustCompile(`^[0-9a-f]{12}$`)
+	fileName  = regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9.-]{0,62})_([a-z0-9][a-z0-9.-]{0,252})_([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)(?:_([0-9a-f]{12}))?\.tar\.zst(\.age)?$`)
 )
 
 const (
@@ -53,15 +55,19 @@ func CheckName(name string) error {
 type parts struct {
 	name, node string
 	created    time.Time
+	cluster    string // empty in a name of an earlier version
 	encrypted  bool
 }
 
 func (p parts) String() string {
-	suffix := ""
+	cluster, suffix := "", ""
+	if p.cluster != "" {
+		cluster = "_" + p.cluster
+	}
 	if p.encrypted {
 		suffix = encryptedSuffix
 	}
-	return p.name + "_" + p.node + "_" + p.created.UTC().Format(timeFormat) + ".tar.zst" + suffix
+	return p.name + "_" + p.node + "_" + p.created.UTC().Format(timeFormat) + cluster + ".tar.zst" + suffix
 }
 
 // nodePart returns a node's name in a file's name: the name, or its beginning and a hash. A file's name has up to 255 bytes, and a
@@ -82,6 +88,6 @@ func parse(file string) (parts, bool) {
 		return parts{}, false
 	}
 	created, err := time.Parse(timeFormat, m[3])
-	p := parts{m[1], m[2], created, m[4] != ""}
+	p := parts{m[1], m[2], created, m[4], m[5] != ""}
 	return p, err == nil && p.String() == file
 }

@@ -252,7 +252,7 @@ func (s *Snapshots) find(ctx context.Context, from string) (string, error) {
 		return filepath.Abs(from)
 	}
 	local := filepath.Join(s.o.Dir, from)
-	_, named := parse(from)
+	p, named := parse(from)
 	if named {
 		if _, err := os.Lstat(local); err == nil {
 			return local, nil
@@ -267,7 +267,15 @@ func (s *Snapshots) find(ctx context.Context, from string) (string, error) {
 			return "", err
 		}
 		defer unlock()
-		return local, s.o.Bucket.download(ctx, from, local)
+		work, err := s.work(p.cluster)
+		if err != nil {
+			return "", err
+		}
+		defer os.RemoveAll(work)
+		if err := s.o.Bucket.download(ctx, from, filepath.Join(work, from)); err != nil {
+			return "", err
+		}
+		return local, atomicfile.Rename(filepath.Join(work, from), local)
 	}
 	return "", fmt.Errorf("there is no snapshot %.300q, neither in %s nor as a file: `polymesh snapshot ls` shows them", from, s.o.Dir)
 }
@@ -343,7 +351,7 @@ func (s *Snapshots) fits(m *Metadata) error {
 	if file != "" && !slices.ContainsFunc(m.Files, func(f File) bool { return f.Path == datastoreFolder+"/"+file }) {
 		return errors.New("the datastore is not in it")
 	}
-	if !slices.ContainsFunc(m.Files, func(f File) bool { return f.Path == "server/tls/"+filepath.Base(datadir.Authority("")) }) {
+	if !slices.ContainsFunc(m.Files, func(f File) bool { return f.Path == authorityPath }) {
 		return errors.New("the certificate authorities are not in it")
 	}
 	return nil

@@ -96,7 +96,9 @@ type Info struct {
 	// Name is what it is for: on-demand, scheduled, before-upgrade, or a user's.
 	Name string `json:"name"`
 	// Node is the node that saved it; a long name is shortened.
-	Node     string   `json:"node"`
+	Node string `json:"node"`
+	// Cluster is the id of the cluster that was saved; empty if neither the file's name nor its content, as far as it can be read, says it.
+	Cluster  string   `json:"cluster,omitempty"`
 	Location Location `json:"location"`
 	// Datastore is the kind of datastore, see Source; empty if the snapshot is encrypted or in S3.
 	Datastore string `json:"datastore,omitempty"`
@@ -179,8 +181,12 @@ func (s *Snapshots) lock() (unlock func(), err error) {
 }
 
 func (s *Snapshots) save(ctx context.Context, name string) (*Info, error) {
+	cluster, err := s.cluster()
+	if err != nil {
+		return nil, err
+	}
 	// A killed process leaves these.
-	if err := removeUnfinished(s.o.Dir); err != nil {
+	if err := s.removeUnfinished(cluster); err != nil {
 		return nil, err
 	}
 	m := &Metadata{
@@ -195,11 +201,15 @@ func (s *Snapshots) save(ctx context.Context, name string) (*Info, error) {
 		}
 		cancel()
 	}
-	temp, err := os.MkdirTemp(s.o.Dir, atomicfile.Prefix)
+	work, err := s.work(cluster)
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(temp)
+	defer os.RemoveAll(work)
+	temp := filepath.Join(work, datastoreFolder)
+	if err := os.Mkdir(temp, 0o700); err != nil {
+		return nil, err
+	}
 	files, err := s.capture(ctx, m, temp)
 	if err != nil {
 		return nil, err
@@ -223,7 +233,7 @@ func (s *Snapshots) save(ctx context.Context, name string) (*Info, error) {
 	for _, f := range files {
 		m.Files = append(m.Files, f.File)
 	}
-	return s.write(ctx, m, files)
+	return s.write(ctx, work, m, files)
 }
 
 // captures is how often a capture is tried, because keys or certificates were changed meanwhile.
@@ -285,9 +295,9 @@ const maxImages = 4000
 // imagesTimeout limits how long a snapshot waits for the API server, which it does not need.
 const imagesTimeout = 10 * time.Second
 
-// write writes and checks the archive before it gets its name.
-func (s *Snapshots) write(ctx context.Context, m *Metadata, files []source) (*Info, error) {
-	file := parts{m.Name, nodePart(m.Node), m.Created, s.o.Passphrase != ""}
+// write writes the archive in the folder work, and checks it before it gets its name.
+func (s *Snapshots) write(ctx context.Context, work string, m *Metadata, files []source) (*Info, error) {
+	file := parts{m.Name, nodePart(m.Node), m.Created, m.cluster(), s.o.Passphrase != ""}
 	if _, ok := parse(file.String()); !ok {
 		return nil, fmt.Errorf("%.300q is not the name of a snapshot", file.String())
 	}
@@ -295,7 +305,8 @@ func (s *Snapshots) write(ctx context.Context, m *Metadata, files []source) (*In
 	if _, err := os.Lstat(target); !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s exists already", target)
 	}
-	out, err := atomicfile.Create(target, 0o600)
+	made := filepath.Join(work, file.String())
+	out, err := atomicfile.Create(made, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -315,28 +326,17 @@ func (s *Snapshots) write(ctx context.Context, m *Metadata, files []source) (*In
 	if err := out.Commit(); err != nil {
 		return nil, err
 	}
+	if err := atomicfile.Rename(made, target); err != nil {
+		return nil, err
+	}
 	info, err := os.Stat(target)
 	if err != nil {
 		return nil, err
 	}
 	return &Info{
-		File: file.String(), Name: m.Name, Node: file.node, Location: Local, Path: target, Created: m.Created, Size: info.Size(),
+		File: file.String(), Name: m.Name, Node: file.node, Cluster: file.cluster, Location: Local, Path: target, Created: m.Created, Size: info.Size(),
 		Encrypted: file.encrypted, Datastore: m.Datastore, Version: m.Version, Revision: m.Revision,
 	}, nil
-}
-
-// removeUnfinished removes what interrupted saves have left in the folder, which is locked.
-func removeUnfinished(dir string) error {
-	left, err := filepath.Glob(filepath.Join(dir, atomicfile.Prefix+"*"))
-	if err != nil {
-		return err
-	}
-	for _, path := range left {
-		if err := os.RemoveAll(path); err != nil {
-			return fmt.Errorf("remove an unfinished snapshot: %w", err)
-		}
-	}
-	return nil
 }
 
 // List returns the snapshots, local ones and those in the bucket, newest first. If the bucket does not respond, the result are the
@@ -359,13 +359,13 @@ func (s *Snapshots) List(ctx context.Context) ([]Info, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list the snapshots: %w", err)
 		}
-		info := Info{File: e.Name(), Name: p.name, Node: p.node, Location: Local, Path: filepath.Join(s.o.Dir, e.Name()), Created: p.created, Size: file.Size(), Encrypted: p.encrypted}
+		info := Info{File: e.Name(), Name: p.name, Node: p.node, Cluster: p.cluster, Location: Local, Path: filepath.Join(s.o.Dir, e.Name()), Created: p.created, Size: file.Size(), Encrypted: p.encrypted}
 		// To decrypt one costs time and memory, by design.
 		if !p.encrypted {
 			if m, err := s.describe(info.Path); err != nil {
 				info.Problem = err.Error()
 			} else {
-				info.Datastore, info.Version, info.Revision = m.Datastore, m.Version, m.Revision
+				info.Cluster, info.Datastore, info.Version, info.Revision = m.cluster(), m.Datastore, m.Version, m.Revision
 			}
 		}
 		all = append(all, info)
@@ -409,18 +409,32 @@ func open(path string) (*os.File, error) {
 	return f, nil
 }
 
-// Prune removes all but the newest keep snapshots of each name that this node has saved, in each location, and returns what it
-// has removed. Names limit it to snapshots with one of them.
-func (s *Snapshots) Prune(ctx context.Context, keep int, names ...string) (removed []Info, err error) {
+// Pruned is what Prune has done.
+type Pruned struct {
+	Removed []Info
+	// Unknown would have been removed if they were of this cluster, which nothing shows: see Info.Cluster.
+	Unknown []Info
+}
+
+// Prune removes all but the newest keep snapshots of each name that this node has saved of this cluster, in each location. Those that may be
+// of another cluster, which keeps its own in the same place, stay. Names limit it to snapshots with one of them.
+func (s *Snapshots) Prune(ctx context.Context, keep int, names ...string) (done Pruned, err error) {
 	if keep < 1 {
-		return nil, fmt.Errorf("at least one snapshot has to be kept, not %d", keep)
+		return Pruned{}, fmt.Errorf("at least one snapshot has to be kept, not %d", keep)
 	}
 	if _, err := os.Stat(s.o.Dir); errors.Is(err, fs.ErrNotExist) && s.o.Bucket == nil {
-		return nil, nil
+		return Pruned{}, nil
+	}
+	cluster, err := s.cluster()
+	if err != nil {
+		return Pruned{}, err
+	}
+	if cluster == "" {
+		return Pruned{}, fmt.Errorf("there is no cluster in %s, so none of the snapshots is its own: `polymesh snapshot delete` removes single ones", s.o.DataDir)
 	}
 	unlock, err := s.lock()
 	if err != nil {
-		return nil, err
+		return Pruned{}, err
 	}
 	defer unlock()
 	all, listErr := s.List(ctx)
@@ -428,23 +442,29 @@ func (s *Snapshots) Prune(ctx context.Context, keep int, names ...string) (remov
 		location Location
 		name     string
 	}
-	seen := map[group]int{}
+	own, perhaps := map[group]int{}, map[group]int{}
 	failures := []error{listErr}
 	for _, info := range all {
-		if info.Node != nodePart(s.o.Node) || len(names) > 0 && !slices.Contains(names, info.Name) {
+		if info.Node != nodePart(s.o.Node) || len(names) > 0 && !slices.Contains(names, info.Name) || info.Cluster != "" && info.Cluster != cluster {
 			continue
 		}
 		g := group{info.Location, info.Name}
-		if seen[g]++; seen[g] <= keep {
+		if perhaps[g]++; info.Cluster == "" {
+			if perhaps[g] > keep {
+				done.Unknown = append(done.Unknown, info)
+			}
+			continue
+		}
+		if own[g]++; own[g] <= keep {
 			continue
 		}
 		if err := s.remove(ctx, info); err != nil {
 			failures = append(failures, err)
 			continue
 		}
-		removed = append(removed, info)
+		done.Removed = append(done.Removed, info)
 	}
-	return removed, errors.Join(failures...)
+	return done, errors.Join(failures...)
 }
 
 // Delete removes a snapshot, in every location.
