@@ -4,6 +4,7 @@ package registry
 
 import (
 	"context"
+	cryptotls "crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -383,6 +384,86 @@ func TestImagesReachOtherNodes(t *testing.T) {
 			t.Errorf("after the pull it is an image that came with Polymesh: %t, %v", shipped, err)
 		}
 	})
+}
+
+// A node that was broken into stops no pull of a registry's image by its digest: at most the first attempt fails, and the kubelet makes
+// another.
+func TestForgedAnswers(t *testing.T) {
+	pki := newPKI(t)
+	a, b := newMachine(t, pki, "a", "127.0.0.12"), "127.0.0.13"
+	a.start(a)
+	dir := filepath.Join(t.TempDir(), "b")
+	ok(t, os.CopyFS(dir, os.DirFS(pki)))
+	_, err := certificate.Ensure(certificate.Options{Dir: dir, NodeName: "b", NodeIP: netip.MustParseAddr(b), ServiceIP: netip.MustParseAddr("10.43.0.1"), ClusterDomain: "cluster.local", Now: time.Now()})
+	ok(t, err)
+	certs := certificate.Store(dir)
+	id := Identity{ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing), ClientCA: certs.Cert(certificate.ClientCA)}
+	images := ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))
+	origin := httptest.NewServer(images)
+	defer origin.Close()
+	host := strings.TrimPrefix(origin.URL, "http://")
+	var forge atomic.Pointer[http.HandlerFunc]
+	listener, err := net.Listen("tcp", net.JoinHostPort(b, fmt.Sprint(peerPort)))
+	ok(t, err)
+	hostile := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, h *http.Request) { (*forge.Load())(w, h) })}
+	go func() { _ = hostile.Serve(cryptotls.NewListener(listener, id.serving())) }()
+	defer hostile.Close()
+	ok(t, a.reg.peers.nodes.Add(nodeObject("b", b)))
+	isBlob := func(h *http.Request) bool { return strings.Contains(h.URL.Path, "/blobs/") }
+	for what, c := range map[string]struct {
+		handler  http.HandlerFunc
+		attempts int
+	}{
+		"the size of a manifest": {attempts: 1, handler: func(w http.ResponseWriter, h *http.Request) {
+			if h.Method == http.MethodHead {
+				answer := httptest.NewRecorder()
+				images.ServeHTTP(answer, h)
+				for _, key := range []string{"Content-Type", "Docker-Content-Digest"} {
+					w.Header().Set(key, answer.Header().Get(key))
+				}
+				w.Header().Set("Content-Length", "4321")
+				return
+			}
+			images.ServeHTTP(w, h)
+		}},
+		"blobs": {attempts: 2, handler: func(w http.ResponseWriter, h *http.Request) {
+			if !isBlob(h) {
+				images.ServeHTTP(w, h)
+				return
+			}
+			answer := httptest.NewRecorder()
+			images.ServeHTTP(answer, h)
+			_, _ = w.Write(make([]byte, answer.Body.Len()))
+		}},
+		"the beginning of blobs": {attempts: 2, handler: func(w http.ResponseWriter, h *http.Request) {
+			if !isBlob(h) {
+				images.ServeHTTP(w, h)
+				return
+			}
+			w.Header().Set("Content-Length", "100000")
+			_, _ = w.Write(make([]byte, 1000))
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			forge.Store(&c.handler)
+			img := newImage(t)
+			sum, err := img.Digest()
+			ok(t, err)
+			repository := fmt.Sprintf("%s/team/%s", host, strings.ReplaceAll(what, " ", "-"))
+			push(t, img, repository+":1")
+			for n := 1; ; n++ {
+				err := a.pull(repository + "@" + sum.String())
+				if err == nil {
+					break
+				}
+				if n == c.attempts {
+					t.Fatalf("attempt %d: %v", n, err)
+				}
+			}
+		})
+	}
 }
 
 func push(t *testing.T, img v1.Image, ref string, options ...remote.Option) {
