@@ -549,14 +549,13 @@ func (r *Registry) blobFromPeers(w http.ResponseWriter, h *http.Request, q reque
 			return true
 		}
 		r.peers.torn.Add(part{repository, q.digest}, struct{}{})
-		if sent != nil && h.Context().Err() == nil {
-			pause := brokenTime
-			if errors.Is(sent, errForged) || errors.Is(sent, errSlow) {
-				pause = forgedTime
-			}
-			r.peers.avoid(repository, o, pause)
-			r.log.Warn("a blob does not come from another node, which is not asked for the repository for a time", "blob", q.name(), "node", o.name, "for", pause, "err", sent)
+		// Also containerd may have ended it, because more came than the manifest says.
+		pause := brokenTime
+		if errors.Is(sent, errForged) || errors.Is(sent, errSlow) {
+			pause = forgedTime
 		}
+		r.peers.avoid(repository, o, pause)
+		r.log.Warn("a blob does not come from another node, which is not asked for the repository for a time", "blob", q.name(), "node", o.name, "for", pause, "err", errors.Join(sent, taken))
 		panic(http.ErrAbortHandler) // only a broken connection says that the answer is not complete
 	}
 	return false

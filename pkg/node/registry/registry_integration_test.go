@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -229,7 +230,13 @@ func (m *machine) load(img v1.Image, ref string, deployed bool) {
 
 func newImage(t *testing.T) v1.Image {
 	t.Helper()
-	img, err := random.Image(100_000, 2)
+	return newImageOf(t, 100_000)
+}
+
+// newImageOf returns an image with layers of a size, in bytes.
+func newImageOf(t *testing.T, size int64) v1.Image {
+	t.Helper()
+	img, err := random.Image(size, 2)
 	ok(t, err)
 	conf, err := img.ConfigFile()
 	ok(t, err)
@@ -409,7 +416,14 @@ func TestForgedAnswers(t *testing.T) {
 	go func() { _ = hostile.Serve(cryptotls.NewListener(listener, id.serving())) }()
 	defer hostile.Close()
 	ok(t, a.reg.peers.nodes.Add(nodeObject("b", b)))
-	isBlob := func(h *http.Request) bool { return strings.Contains(h.URL.Path, "/blobs/") }
+	layer := func(h *http.Request) int {
+		answer := httptest.NewRecorder()
+		images.ServeHTTP(answer, h)
+		if n := answer.Body.Len(); n > 1<<20 && strings.Contains(h.URL.Path, "/blobs/") {
+			return n
+		}
+		return 0
+	}
 	for what, c := range map[string]struct {
 		handler  http.HandlerFunc
 		attempts int
@@ -427,28 +441,37 @@ func TestForgedAnswers(t *testing.T) {
 			images.ServeHTTP(w, h)
 		}},
 		"blobs": {attempts: 2, handler: func(w http.ResponseWriter, h *http.Request) {
-			if !isBlob(h) {
+			n := layer(h)
+			if n == 0 {
 				images.ServeHTTP(w, h)
 				return
 			}
-			answer := httptest.NewRecorder()
-			images.ServeHTTP(answer, h)
-			_, _ = w.Write(make([]byte, answer.Body.Len()))
+			_, _ = w.Write(make([]byte, n))
+		}},
+		"a long config": {attempts: 2, handler: func(w http.ResponseWriter, h *http.Request) {
+			if !strings.Contains(h.URL.Path, "/blobs/") {
+				images.ServeHTTP(w, h)
+				return
+			}
+			w.Header().Set("Content-Length", "100000000")
+			_, _ = w.Write(make([]byte, 1<<20))
+			panic(http.ErrAbortHandler)
 		}},
 		"the beginning of blobs": {attempts: 2, handler: func(w http.ResponseWriter, h *http.Request) {
-			if !isBlob(h) {
+			n := layer(h)
+			if n == 0 {
 				images.ServeHTTP(w, h)
 				return
 			}
-			w.Header().Set("Content-Length", "100000")
-			_, _ = w.Write(make([]byte, 1000))
+			w.Header().Set("Content-Length", strconv.Itoa(n))
+			_, _ = w.Write(make([]byte, 1<<20))
 			_ = http.NewResponseController(w).Flush()
 			panic(http.ErrAbortHandler)
 		}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			forge.Store(&c.handler)
-			img := newImage(t)
+			img := newImageOf(t, 3<<20) // so that a part of each layer is on its way before the end is refused
 			sum, err := img.Digest()
 			ok(t, err)
 			repository := fmt.Sprintf("%s/team/%s", host, strings.ReplaceAll(what, " ", "-"))
@@ -458,8 +481,9 @@ func TestForgedAnswers(t *testing.T) {
 				if err == nil {
 					break
 				}
+				t.Logf("attempt %d: %v", n, err)
 				if n == c.attempts {
-					t.Fatalf("attempt %d: %v", n, err)
+					t.FailNow()
 				}
 			}
 		})
