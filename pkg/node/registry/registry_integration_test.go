@@ -393,8 +393,8 @@ func TestImagesReachOtherNodes(t *testing.T) {
 	})
 }
 
-// A node that was broken into stops no pull of a registry's image by its digest: at most the first attempt fails, and the kubelet makes
-// another.
+// A node that was broken into stops no pull of a registry's image by its digest: the first attempt fails, and the kubelet makes another later. The
+// test does not wait as the kubelet does, so that the second one may begin while a layer of the first one has not ended.
 func TestForgedAnswers(t *testing.T) {
 	pki := newPKI(t)
 	a, b := newMachine(t, pki, "a", "127.0.0.12"), "127.0.0.13"
@@ -440,7 +440,7 @@ func TestForgedAnswers(t *testing.T) {
 			}
 			images.ServeHTTP(w, h)
 		}},
-		"blobs": {attempts: 2, handler: func(w http.ResponseWriter, h *http.Request) {
+		"blobs": {attempts: 3, handler: func(w http.ResponseWriter, h *http.Request) {
 			n := layer(h)
 			if n == 0 {
 				images.ServeHTTP(w, h)
@@ -457,7 +457,7 @@ func TestForgedAnswers(t *testing.T) {
 			_, _ = w.Write(make([]byte, 1<<20))
 			panic(http.ErrAbortHandler)
 		}},
-		"the beginning of blobs": {attempts: 2, handler: func(w http.ResponseWriter, h *http.Request) {
+		"the beginning of blobs": {attempts: 3, handler: func(w http.ResponseWriter, h *http.Request) {
 			n := layer(h)
 			if n == 0 {
 				images.ServeHTTP(w, h)
