@@ -132,6 +132,38 @@ func (s *Store) CopiesFrom(ctx context.Context, node string) (int, error) {
 	return n, nil
 }
 
+// BytesFrom returns how many bytes the images have that this node has copied from another one. What they share counts once. It stops when it
+// has counted more than limit.
+func (s *Store) BytesFrom(ctx context.Context, node string, limit int64) (size int64, err error) {
+	ctx = namespaces.WithNamespace(ctx, Namespace)
+	list, err := s.client.ImageService().List(ctx, copiedFrom(node))
+	if err != nil {
+		return 0, fmt.Errorf("list images: %w", err)
+	}
+	counted := map[digest.Digest]bool{}
+	for _, image := range list {
+		queue := []ocispec.Descriptor{image.Target}
+		for len(queue) > 0 && size <= limit {
+			d := queue[0]
+			queue = queue[1:]
+			if counted[d.Digest] {
+				continue
+			}
+			counted[d.Digest] = true
+			size += max(d.Size, 0)
+			if !isDocument(d.MediaType) {
+				continue
+			}
+			children, err := images.Children(ctx, s.client.ContentStore(), d)
+			if notFoundIsNil(err) != nil {
+				return size, fmt.Errorf("read the content of image %s: %w", image.Name, err)
+			}
+			queue = append(queue, children...)
+		}
+	}
+	return size, nil
+}
+
 // copiedFrom is containerd's filter for what came from a node.
 func copiedFrom(node string) string {
 	return fmt.Sprintf("labels.%q==%s", fromLabel, strconv.Quote(node))
@@ -240,8 +272,8 @@ func (s *Store) Renew(ctx context.Context, c Copy) error {
 	}
 	l := image.Labels
 	switch {
-	case l[pushedLabel] == "" && l[projectLabel] != "", l[pushedLabel] != "" && l[fromLabel] != c.From:
-		return nil // it is kept for a reason of this node's own, or of another one's
+	case !renews(l, c.From):
+		return nil
 	case l[pushedLabel] != "" && l[deployedLabel] >= c.Deployed && (l[importedLabel] != "") == c.Imported && l[pinnedLabel] != "":
 		return nil
 	}
@@ -252,6 +284,16 @@ func (s *Store) Renew(ctx context.Context, c Copy) error {
 		return err
 	}
 	return s.Pin(ctx, Wanted{})
+}
+
+// renews reports whether a node decides for how long an image with labels is kept here: its own copy, or an image that is kept for no reason.
+// Another one has a reason of this node's own or of another one's, which it would lose.
+func renews(labels map[string]string, node string) bool {
+	if node != "" && labels[fromLabel] == node {
+		return true
+	}
+	return !slices.ContainsFunc([]string{pinnedLabel, payloadLabel, archiveLabel, deployedLabel, importedLabel, pushedLabel, fromLabel},
+		func(label string) bool { return labels[label] != "" })
 }
 
 // MaxParts is how many parts of a copy come at a time.

@@ -154,6 +154,32 @@ func TestCheckCopy(t *testing.T) {
 	}
 }
 
+// A node that asks for a copy of what another reason keeps here does not take that reason's place.
+func TestRenews(t *testing.T) {
+	for what, c := range map[string]struct {
+		labels map[string]string
+		want   bool
+	}{
+		"its own copy":            {map[string]string{fromLabel: "b", pushedLabel: "x", deployedLabel: "x", pinnedLabel: pinnedValue}, true},
+		"another's copy":          {map[string]string{fromLabel: "c", pushedLabel: "x", deployedLabel: "x", pinnedLabel: pinnedValue}, false},
+		"released":                {map[string]string{releasedLabel: "x"}, true},
+		"pulled":                  {map[string]string{"io.cri-containerd.image": "managed"}, true},
+		"imported":                {map[string]string{importedLabel: "true", pinnedLabel: pinnedValue}, false},
+		"of an archive":           {map[string]string{archiveLabel: "x"}, false},
+		"that came from a node":   {map[string]string{deployedLabel: "x", serviceLabel: "x", pinnedLabel: pinnedValue}, false},
+		"deployed here":           {map[string]string{deployedLabel: "x", projectLabel: "x", serviceLabel: "x", pinnedLabel: pinnedValue}, false},
+		"pinned by the user":      {map[string]string{pinnedLabel: pinnedValue}, false},
+		"that came with Polymesh": {map[string]string{payloadLabel: "x"}, false},
+	} {
+		if got := renews(c.labels, "b"); got != c.want {
+			t.Errorf("an image %s: %t", what, got)
+		}
+	}
+	if renews(map[string]string{deployedLabel: "x"}, "") {
+		t.Error("no node")
+	}
+}
+
 // A copy is kept as long as the original, and another node's copies do not displace this node's own images.
 func TestPinsOfCopies(t *testing.T) {
 	deploys := func(prefix, from string, first int) (list []heldImage) {

@@ -112,6 +112,22 @@ func (s *Store) AbortUploads(ctx context.Context) error {
 	return err
 }
 
+// Discard removes what pulls have written of content that is not complete: a pull would go on with it.
+func (s *Store) Discard(ctx context.Context, d digest.Digest) error {
+	ctx = namespaces.WithNamespace(ctx, Namespace)
+	list, err := s.client.ContentStore().ListStatuses(ctx)
+	if err != nil {
+		return fmt.Errorf("list what is being pulled: %w", err)
+	}
+	for _, pull := range list {
+		// remotes.MakeRefKey: what it is, and its digest.
+		if strings.HasSuffix(pull.Ref, "-"+d.String()) {
+			err = errors.Join(err, notFoundIsNil(s.client.ContentStore().Abort(ctx, pull.Ref)))
+		}
+	}
+	return err
+}
+
 // ContentSize returns the size of content, in bytes. Content that is not there is errdefs.ErrNotFound.
 func (s *Store) ContentSize(ctx context.Context, d digest.Digest) (int64, error) {
 	info, err := s.client.ContentStore().Info(namespaces.WithNamespace(ctx, Namespace), d)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"reflect"
 	"slices"
@@ -48,7 +49,7 @@ const (
 	// copyTime, and after a failure the reason is the answer for failedTime.
 	maxReceiving, nodeReceiving = 8, 2
 	copyTime, failedTime        = 6 * time.Hour, 5 * time.Second
-	// maxCopies is how many images and signatures of one node are kept.
+	// maxCopies is how many images and signatures of one node are kept. An agent's images have at most the part of the disk that share returns.
 	maxCopies = 1024
 	// shownImages is how many images a note names.
 	shownImages = 3
@@ -83,6 +84,7 @@ type offer struct{ node, image string }
 // arriving is a copy that this node gets.
 type arriving struct {
 	target digest.Digest
+	size   int64 // of what has come or is coming
 	done   bool
 	err    error
 	at     time.Time // when it was done
@@ -449,7 +451,7 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 	c.tasks.Go(func() {
 		limited, cancel := context.WithTimeout(ctx, copyTime)
 		defer cancel()
-		err := c.get(limited, image, from)
+		err := c.get(limited, image, from, a)
 		if err == nil {
 			c.log.Info("this node keeps a copy of another node's image", "image", image.Name, "digest", image.Target.Digest, "node", from.name)
 		} else if ctx.Err() == nil {
@@ -507,10 +509,47 @@ func (c *copies) roomFrom(ctx context.Context, node string) error {
 	return err
 }
 
+// share is how many bytes of a disk of a size the images of one agent may have here, which it decides alone: a tenth, or of a small disk at least
+// a few images. Servers decide what runs anyway.
+func share(all uint64) int64 { return int64(max(all/10, minShare)) }
+
+const minShare = 4 << 30
+
+// admit returns an error if this node would keep more of an agent's images than it may, with a part that comes. kept is what it had when the
+// copy began.
+func (c *copies) admit(a *arriving, node string, size, kept, limit int64, began time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for what, o := range c.receiving {
+		if what.node == node && (!o.done || o.at.After(began)) {
+			kept += o.size
+		}
+	}
+	if kept > limit-size {
+		return fmt.Errorf("this node keeps %d MiB of images of node %s, and at most %d: too few for a part of %d", kept>>20, node, limit>>20, size>>20)
+	}
+	a.size += size
+	return nil
+}
+
 // get gets an image's content from a node.
-func (c *copies) get(ctx context.Context, image imagestore.Copy, from *peer) error {
+func (c *copies) get(ctx context.Context, image imagestore.Copy, from *peer, a *arriving) error {
+	began, kept, limit := time.Now(), int64(0), int64(math.MaxInt64)
+	if !from.server {
+		_, all, err := c.disk()
+		if err != nil {
+			return err
+		}
+		limit = share(all)
+		if kept, err = c.store.BytesFrom(ctx, from.name, limit); err != nil {
+			return err
+		}
+	}
 	return c.store.Receive(ctx, image, func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
 		if err := c.enoughSpace(d.Size); err != nil {
+			return nil, err
+		}
+		if err := c.admit(a, from.name, d.Size, kept, limit, began); err != nil {
 			return nil, err
 		}
 		q, err := partOf(image.Name, d)

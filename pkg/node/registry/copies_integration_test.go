@@ -136,6 +136,68 @@ func TestKeptCopies(t *testing.T) {
 		}
 	})
 
+	// What shares content counts once, and no other node's counts.
+	t.Run("bytes", func(t *testing.T) {
+		want := int64(0)
+		counted := map[digest.Digest]bool{}
+		for i := range 2 {
+			c := imagestore.NewDeployed(fmt.Sprintf("docker.io/shop/bytes%d:%s", i, hash), "project", "bytes")
+			c.From, c.Target = "d", there.manifest(t, "the same layer")
+			ok(t, m.store.Receive(ctx, c, there.fetch))
+			var parts ocispec.Manifest
+			ok(t, json.Unmarshal(there[c.Target.Digest], &parts))
+			for _, d := range []ocispec.Descriptor{c.Target, parts.Config, parts.Layers[0]} {
+				if !counted[d.Digest] {
+					counted[d.Digest] = true
+					want += d.Size
+				}
+			}
+		}
+		for node, want := range map[string]int64{"d": want, "e": 0} {
+			if got, err := m.store.BytesFrom(ctx, node, 1<<40); err != nil || got != want {
+				t.Errorf("%d bytes of %s, want %d: %v", got, node, want, err)
+			}
+		}
+		if got, err := m.store.BytesFrom(ctx, "d", 10); err != nil || got <= 10 || got > want {
+			t.Errorf("more than 10 bytes are %d: %v", got, err)
+		}
+	})
+
+	// What the user has imported stays until the user removes it, also if a node says that it has deployed it.
+	t.Run("imported here", func(t *testing.T) {
+		ref := "shop/mine:" + hash
+		m.load(newImage(t), ref, false)
+		ok(t, m.store.Pin(ctx, imagestore.Wanted{}))
+		m.eventuallyPinned(ref)
+		d, err := m.store.Find(ctx, "docker.io/shop/mine", hash, false)
+		ok(t, err)
+		c := imagestore.NewDeployed("docker.io/"+ref, "project", "mine")
+		c.From, c.Target = "b", ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
+		before := from("b")
+		if has, err := m.store.HasCopy(ctx, c); err != nil || !has {
+			t.Fatalf("%t, %v", has, err)
+		}
+		ok(t, m.store.Renew(ctx, c))
+		if n := from("b"); n != before {
+			t.Errorf("it counts as a copy: %d, were %d", n, before)
+		}
+		for i := range imagestore.KeptDeploys {
+			later := imagestore.NewDeployed(fmt.Sprintf("docker.io/shop/mine:%d-%s", i, hash), "project", "mine")
+			later.From, later.Target = "b", there.manifest(t, fmt.Sprint("later ", i))
+			ok(t, m.store.Receive(ctx, later, there.fetch))
+		}
+		list, err := m.store.Copies(ctx)
+		ok(t, err)
+		for _, c := range list {
+			if c.Name == "docker.io/"+ref {
+				t.Errorf("%+v", c)
+			}
+		}
+		if !m.pinned(ref) {
+			t.Error("it is released")
+		}
+	})
+
 	// What a user signs here is this node's own, also if another node's signature was there.
 	t.Run("signed here", func(t *testing.T) {
 		m.load(newImage(t), "shop/signed:"+hash, true)

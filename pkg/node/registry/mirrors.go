@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	lru "github.com/hashicorp/golang-lru/v2/expirable"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"polymesh.dev/polymesh/pkg/imagestore"
 )
@@ -214,6 +215,26 @@ func (m *mirrors) serve(w http.ResponseWriter, h *http.Request, q request) bool 
 		return true
 	}
 	return false
+}
+
+// passOn answers with another's answer.
+func passOn(w http.ResponseWriter, q request, answer *http.Response, method string) {
+	describe(w, q, ocispec.Descriptor{Digest: q.digest})
+	w.Header().Set("Accept-Ranges", "bytes")
+	if answer.ContentLength >= 0 {
+		w.Header().Set("Content-Length", strconv.FormatInt(answer.ContentLength, 10))
+	}
+	if text := answer.Header.Get("Content-Range"); answer.StatusCode == http.StatusPartialContent {
+		w.Header().Set("Content-Range", text)
+	}
+	w.WriteHeader(answer.StatusCode)
+	if method == http.MethodHead {
+		return
+	}
+	if _, err := io.Copy(w, answer.Body); err != nil {
+		// Only a broken connection says that the answer is not complete; containerd goes on from where it was.
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // namesOnly reports whether the file has mirrors of exactly this registry.

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -46,6 +47,15 @@ const (
 	holdersTime                 = 30 * time.Minute
 	missedTime                  = time.Minute
 	maxRepositories, maxHolders = 512, 4
+	// manifestTimeout is how long a node may take to send a manifest.
+	manifestTimeout = 5 * time.Second
+	// forgedTime is how long a node is not asked for a repository's images after it has sent something wrong, brokenTime after it has not sent
+	// all of a blob.
+	forgedTime, brokenTime = holdersTime, missedTime
+	// tornTime is how long it is remembered of which blobs containerd may have kept something wrong, maxTorn of how many.
+	tornTime, maxTorn = 24 * time.Hour, 4096
+	// passBytes is how much of a blob is passed on at a time.
+	passBytes = 256 << 10
 )
 
 // peer is another node.
@@ -76,12 +86,23 @@ type peers struct {
 	// missed has the repositories of which no node had an image just now, so that a registry's image costs one search.
 	holders *lru.LRU[string, []string]
 	missed  *lru.LRU[string, struct{}]
+	// avoided are nodes that have failed to send content of a repository, with the time until which they are not asked for it.
+	avoided *lru.LRU[source, time.Time]
+	// torn are blobs of which another node has sent something that was not verified. containerd keeps it, and would go on with it.
+	torn *lru.LRU[part, struct{}]
+}
+
+// source is a node, for a repository's images.
+type source struct {
+	repository, node string
+	uid              types.UID
 }
 
 func newPeers(o Options, log *slog.Logger) *peers {
 	return &peers{
 		opts: o, log: log, nodes: cache.NewStore(cache.MetaNamespaceKeyFunc), clients: map[string]*peer{},
 		holders: lru.NewLRU[string, []string](maxRepositories, nil, holdersTime), missed: lru.NewLRU[string, struct{}](maxRepositories, nil, missedTime),
+		avoided: lru.NewLRU[source, time.Time](maxRepositories*maxHolders, nil, forgedTime), torn: lru.NewLRU[part, struct{}](maxTorn, nil, tornTime),
 	}
 }
 
@@ -276,14 +297,11 @@ func (p *peers) ask(ctx context.Context, o *peer, method string, q request) (*ht
 	if err != nil {
 		return nil, err
 	}
-	if q.span != "" {
-		h.Header.Set("Range", q.span)
-	}
 	answer, err := o.client.Do(h)
 	if err != nil {
 		return nil, err
 	}
-	if answer.StatusCode != http.StatusOK && answer.StatusCode != http.StatusPartialContent {
+	if answer.StatusCode != http.StatusOK {
 		_, _ = io.CopyN(io.Discard, answer.Body, 4<<10) // so that the connection can be used again
 		answer.Body.Close()
 		return nil, fmt.Errorf("node %s: %s", o.name, http.StatusText(answer.StatusCode))
@@ -291,7 +309,7 @@ func (p *peers) ask(ctx context.Context, o *peer, method string, q request) (*ht
 	return answer, nil
 }
 
-// has asks a node whether it has a manifest, and returns what it says about it.
+// has asks a node whether it has a manifest, and returns what it says about it, which is not verified.
 func (p *peers) has(ctx context.Context, o *peer, q request) (d ocispec.Descriptor, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -313,27 +331,49 @@ func (p *peers) has(ctx context.Context, o *peer, q request) (d ocispec.Descript
 // errNoNode means that no node that may be asked has an image.
 var errNoNode = errors.New("no other node has it")
 
+// document is a manifest or index that a node has. It is verified.
+type document struct {
+	from *peer
+	what ocispec.Descriptor
+	text []byte
+}
+
+// get gets a manifest from a node. A size or media type that the node only says would be believed for every host, the registry too.
+func (p *peers) get(ctx context.Context, o *peer, q request) (document, error) {
+	d, err := p.has(ctx, o, q)
+	if err != nil {
+		return document{}, err
+	}
+	text, err := p.manifest(ctx, o, q, d.Digest)
+	if err == nil {
+		d.Size = int64(len(text))
+		d.MediaType, err = mediaTypeOf(text)
+	}
+	if errors.Is(err, errForged) {
+		p.log.Warn("a node sends a manifest that is not what it says", "image", q.name(), "node", o.name, "err", err)
+		p.avoid(q.repository(), o, forgedTime)
+	}
+	return document{o, d, text}, err
+}
+
 // find asks nodes for a manifest, some at a time; the first that has it wins.
-func (p *peers) find(ctx context.Context, from scope, q request) (*peer, ocispec.Descriptor, error) {
+func (p *peers) find(ctx context.Context, from scope, q request) (document, error) {
 	ctx, cancel := context.WithTimeout(ctx, searchTimeout)
 	defer cancel()
-	type answer struct {
-		from *peer
-		what ocispec.Descriptor
-	}
-	candidates := p.list(from)
-	found := make(chan answer, len(candidates))
+	repository := q.repository()
+	candidates := slices.DeleteFunc(p.list(from), func(o *peer) bool { return p.avoids(repository, o) })
+	found := make(chan document, len(candidates))
 	next := make(chan *peer)
 	var asking sync.WaitGroup
 	for range min(maxAsked, len(candidates)) {
 		asking.Go(func() {
 			for o := range next {
-				d, err := p.has(ctx, o, q)
+				d, err := p.get(ctx, o, q)
 				if err != nil {
 					p.log.Debug("a node does not have an image", "image", q.name(), "node", o.name, "err", err)
 					continue
 				}
-				found <- answer{o, d}
+				found <- d
 				cancel()
 			}
 		})
@@ -349,35 +389,45 @@ func (p *peers) find(ctx context.Context, from scope, q request) (*peer, ocispec
 	close(next)
 	asking.Wait()
 	select {
-	case a := <-found:
-		p.holds(q.repository(), a.from.name)
-		return a.from, a.what, nil
+	case d := <-found:
+		p.holds(repository, d.from.name)
+		return d, nil
 	default:
-		return nil, ocispec.Descriptor{}, errNoNode
+		return document{}, errNoNode
 	}
 }
 
 // search is find, for a name; for content, which comes after that, it asks the nodes that had the name.
-func (p *peers) search(ctx context.Context, from scope, q request, content bool) (*peer, ocispec.Descriptor, error) {
+func (p *peers) search(ctx context.Context, from scope, q request, content bool) (document, error) {
 	repository := q.repository()
 	if content && q.digest != "" {
 		for _, o := range p.holding(repository) {
-			if d, err := p.has(ctx, o, q); err == nil {
-				return o, d, nil
+			if d, err := p.get(ctx, o, q); err == nil {
+				return d, nil
 			}
 		}
 		if p.missed.Contains(repository) {
-			return nil, ocispec.Descriptor{}, errNoNode
+			return document{}, errNoNode
 		}
 	}
-	o, d, err := p.find(ctx, from, q)
+	d, err := p.find(ctx, from, q)
 	switch {
 	case err == nil:
 		p.missed.Remove(repository)
 	case ctx.Err() == nil:
 		p.missed.Add(repository, struct{}{})
 	}
-	return o, d, err
+	return d, err
+}
+
+// avoid notes that a node is not asked for a repository's images for a time.
+func (p *peers) avoid(repository string, o *peer, pause time.Duration) {
+	p.avoided.Add(source{repository, o.name, o.uid}, time.Now().Add(pause))
+}
+
+func (p *peers) avoids(repository string, o *peer) bool {
+	until, ok := p.avoided.Get(source{repository, o.name, o.uid})
+	return ok && time.Now().Before(until)
 }
 
 // holds notes that a node has images of a repository.
@@ -400,7 +450,7 @@ func (p *peers) holding(repository string) []*peer {
 	var found []*peer
 	list := p.list(everyNode)
 	for _, name := range names {
-		if i := slices.IndexFunc(list, func(o *peer) bool { return o.name == name }); i >= 0 {
+		if i := slices.IndexFunc(list, func(o *peer) bool { return o.name == name }); i >= 0 && !p.avoids(repository, list[i]) {
 			found = append(found, list[i])
 		}
 	}
@@ -412,34 +462,30 @@ func (r *Registry) fromPeers(w http.ResponseWriter, h *http.Request, q request) 
 	if q.kind == blobs {
 		return r.blobFromPeers(w, h, q)
 	}
-	o, d, err := r.peers.search(h.Context(), q.scope(r.opened(q.host)), q, h.Method == http.MethodGet)
+	d, err := r.peers.search(h.Context(), q.scope(r.opened(q.host)), q, h.Method == http.MethodGet)
 	if err != nil {
 		return false
 	}
+	describe(w, q, d.what)
+	w.Header().Set("Content-Length", strconv.Itoa(len(d.text)))
 	if h.Method == http.MethodHead {
-		r.came.expect(q.name(), d.Digest)
-		describe(w, q, d)
-		w.Header().Set("Content-Length", strconv.FormatInt(d.Size, 10))
+		r.came.expect(q.name(), d.what.Digest)
 		w.WriteHeader(http.StatusOK)
-		r.log.Info("an image comes from another node", "image", q.name(), "digest", d.Digest, "node", o.name)
+		r.log.Info("an image comes from another node", "image", q.name(), "digest", d.what.Digest, "node", d.from.name)
 		return true
 	}
-	text, err := r.peers.manifest(h.Context(), o, q, d)
-	if err != nil {
-		r.log.Warn("an image does not come from another node", "image", q.name(), "node", o.name, "err", err)
-		return false
-	}
-	describe(w, q, d)
-	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
-	_, _ = w.Write(text)
+	_, _ = w.Write(d.text)
 	return true
 }
 
+// errForged means that content is not what its digest or media type says.
+var errForged = errors.New("the content is another")
+
 // manifest reads a manifest from a node and verifies it.
-func (p *peers) manifest(ctx context.Context, o *peer, q request, d ocispec.Descriptor) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, searchTimeout)
+func (p *peers) manifest(ctx context.Context, o *peer, q request, d digest.Digest) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, manifestTimeout)
 	defer cancel()
-	q.tag, q.digest, q.span = "", d.Digest, ""
+	q.tag, q.digest = "", d
 	answer, err := p.ask(ctx, o, http.MethodGet, q)
 	if err != nil {
 		return nil, err
@@ -449,16 +495,42 @@ func (p *peers) manifest(ctx context.Context, o *peer, q request, d ocispec.Desc
 	if err != nil {
 		return nil, err
 	}
-	if got := d.Digest.Algorithm().FromBytes(text); got != d.Digest || len(text) > maxManifest {
-		return nil, fmt.Errorf("node %s sends %s for %s", o.name, got, d.Digest)
+	if got := d.Algorithm().FromBytes(text); got != d || len(text) > maxManifest {
+		return nil, fmt.Errorf("node %s sends %s for %s: %w", o.name, got, d, errForged)
 	}
 	return text, nil
 }
 
-// blobFromPeers passes a blob on from a node that has images of the repository. containerd verifies it when it is complete.
+// mediaTypeOf returns what a manifest or index is. One without a media type is OCI's.
+func mediaTypeOf(text []byte) (string, error) {
+	var m struct {
+		MediaType string          `json:"mediaType"`
+		Config    json.RawMessage `json:"config"`
+		Manifests json.RawMessage `json:"manifests"`
+	}
+	err := json.Unmarshal(text, &m)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("the manifest cannot be read: %w: %w", err, errForged)
+	case images.IsManifestType(m.MediaType) || images.IsIndexType(m.MediaType):
+		return m.MediaType, nil
+	case m.MediaType == "" && m.Config != nil && m.Manifests == nil:
+		return ocispec.MediaTypeImageManifest, nil
+	case m.MediaType == "" && m.Config == nil && m.Manifests != nil:
+		return ocispec.MediaTypeImageIndex, nil
+	}
+	return "", fmt.Errorf("%.100q is neither a manifest nor an index: %w", m.MediaType, errForged)
+}
+
+// blobFromPeers passes a blob on from a node that has images of the repository. It is always the whole one, because no part can be verified;
+// containerd skips what it has. Its size is not passed on alone, because it is not verified then.
 func (r *Registry) blobFromPeers(w http.ResponseWriter, h *http.Request, q request) bool {
-	for _, o := range r.peers.holding(q.repository()) {
-		answer, err := r.peers.ask(h.Context(), o, h.Method, q)
+	if h.Method == http.MethodHead {
+		return false
+	}
+	repository := q.repository()
+	for _, o := range r.peers.holding(repository) {
+		answer, err := r.peers.ask(h.Context(), o, http.MethodGet, q)
 		if err != nil {
 			if h.Context().Err() != nil {
 				return false
@@ -467,29 +539,64 @@ func (r *Registry) blobFromPeers(w http.ResponseWriter, h *http.Request, q reque
 			continue
 		}
 		defer answer.Body.Close()
-		passOn(w, q, answer, h.Method)
-		return true
+		describe(w, q, ocispec.Descriptor{Digest: q.digest})
+		if answer.ContentLength >= 0 {
+			w.Header().Set("Content-Length", strconv.FormatInt(answer.ContentLength, 10))
+		}
+		w.WriteHeader(http.StatusOK)
+		sent, taken := copyVerified(w, &incoming{ReadCloser: answer.Body, began: time.Now()}, q.digest)
+		if sent == nil && taken == nil {
+			return true
+		}
+		r.peers.torn.Add(part{repository, q.digest}, struct{}{})
+		// Also containerd may have ended it, because more came than the manifest says.
+		pause := brokenTime
+		if errors.Is(sent, errForged) || errors.Is(sent, errSlow) {
+			pause = forgedTime
+		}
+		r.peers.avoid(repository, o, pause)
+		r.log.Warn("a blob does not come from another node, which is not asked for the repository for a time", "blob", q.name(), "node", o.name, "for", pause, "err", errors.Join(sent, taken))
+		panic(http.ErrAbortHandler) // only a broken connection says that the answer is not complete
 	}
 	return false
 }
 
-// passOn answers with another's answer.
-func passOn(w http.ResponseWriter, q request, answer *http.Response, method string) {
-	describe(w, q, ocispec.Descriptor{Digest: q.digest})
-	w.Header().Set("Accept-Ranges", "bytes")
-	if answer.ContentLength >= 0 {
-		w.Header().Set("Content-Length", strconv.FormatInt(answer.ContentLength, 10))
+// copyVerified copies content. The last of it is only written when all is verified. The errors are those of who sends and of who takes.
+func copyVerified(w io.Writer, from io.Reader, want digest.Digest) (sent, taken error) {
+	verifier := want.Verifier()
+	last, next := make([]byte, 0, passBytes), make([]byte, passBytes)
+	for {
+		n, err := from.Read(next)
+		if n > 0 {
+			if _, err := w.Write(last); err != nil {
+				return nil, err
+			}
+			_, _ = verifier.Write(next[:n])
+			last, next = next[:n], last[:cap(last)]
+		}
+		switch {
+		case errors.Is(err, io.EOF) && verifier.Verified():
+			_, err := w.Write(last)
+			return nil, err
+		case errors.Is(err, io.EOF):
+			return errForged, nil
+		case err != nil:
+			return err, nil
+		}
 	}
-	if text := answer.Header.Get("Content-Range"); answer.StatusCode == http.StatusPartialContent {
-		w.Header().Set("Content-Range", text)
-	}
-	w.WriteHeader(answer.StatusCode)
-	if method == http.MethodHead {
-		return
-	}
-	if _, err := io.Copy(w, answer.Body); err != nil {
-		// Only a broken connection says that the answer is not complete; containerd goes on from where it was.
-		panic(http.ErrAbortHandler)
+}
+
+// startOver makes containerd forget what it may have kept of a repository's blobs that were not verified: a pull begins.
+func (r *Registry) startOver(ctx context.Context, repository string) {
+	for _, p := range r.peers.torn.Keys() {
+		if p.repository != repository {
+			continue
+		}
+		if err := r.store.Discard(ctx, p.digest); err != nil {
+			r.log.Warn("a part of a blob stays until containerd removes it", "blob", repository+"@"+p.digest.String(), "err", err)
+			continue
+		}
+		r.peers.torn.Remove(p)
 	}
 }
 

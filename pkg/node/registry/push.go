@@ -252,10 +252,11 @@ func (b *backend) ResolveTag(ctx context.Context, path, tag string) (ocispec.Des
 		return d, err
 	}
 	q := request{host: b.host, path: path, kind: manifests, tag: tag}
-	if _, d, err = b.peers.find(ctx, q.scope(false), q); err != nil {
+	found, err := b.peers.find(ctx, q.scope(false), q)
+	if err != nil {
 		return d, ociregistry.ErrManifestUnknown
 	}
-	return d, nil
+	return found.what, nil
 }
 
 // ResolveManifest implements ociregistry.Reader.
@@ -329,20 +330,17 @@ func (b *backend) read(ctx context.Context, q request) (ociregistry.BlobReader, 
 	if q.kind == blobs {
 		for _, o := range b.peers.holding(repository) {
 			if answer, err := b.peers.ask(ctx, o, http.MethodGet, q); err == nil {
-				return blobReader{answer.Body, ocispec.Descriptor{MediaType: "application/octet-stream", Digest: q.digest, Size: answer.ContentLength}}, nil
+				body := &incoming{ReadCloser: answer.Body, began: time.Now()}
+				return blobReader{body, ocispec.Descriptor{MediaType: "application/octet-stream", Digest: q.digest, Size: answer.ContentLength}}, nil
 			}
 		}
 		return nil, ociregistry.ErrBlobUnknown
 	}
-	o, d, err := b.peers.find(ctx, q.scope(false), q)
+	found, err := b.peers.find(ctx, q.scope(false), q)
 	if err != nil {
 		return nil, ociregistry.ErrManifestUnknown
 	}
-	text, err := b.peers.manifest(ctx, o, q, d)
-	if err != nil {
-		return nil, err
-	}
-	return blobReader{io.NopCloser(bytes.NewReader(text)), d}, nil
+	return blobReader{io.NopCloser(bytes.NewReader(found.text)), found.what}, nil
 }
 
 type blobReader struct {
@@ -650,13 +648,14 @@ func (b *backend) deployed(w http.ResponseWriter, h *http.Request, path, tag str
 			err = b.store.Deployed(h.Context(), name, what.Project, what.Service)
 		}
 	case errdefs.IsNotFound(err):
-		var from *peer
-		if from, c.Target, err = b.peers.find(h.Context(), q.scope(false), q); err != nil {
+		var found document
+		if found, err = b.peers.find(h.Context(), q.scope(false), q); err != nil {
 			_ = ociregistry.WriteError(w, ociregistry.ErrManifestUnknown)
 			return
 		}
+		c.Target = found.what
 		if err = c.Check(); err == nil {
-			if _, err = b.copies.receive(c, from); errors.Is(err, errBusy) {
+			if _, err = b.copies.receive(c, found.from); errors.Is(err, errBusy) {
 				err = nil // it stays where it is
 			}
 		}

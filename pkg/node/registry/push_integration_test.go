@@ -550,6 +550,23 @@ func TestCopies(t *testing.T) {
 	if done, err := c.reg.peers.copyTo(t.Context(), server("a"), unsigned); !errors.Is(err, errTaken) {
 		t.Errorf("a signature without its image is kept: %t, %v", done, err)
 	}
+	// Nor does a node get more of the disk than it may.
+	c.load(newImage(t), "shop/many:"+hash, false)
+	many := imagestore.NewDeployed("docker.io/shop/many:"+hash, "project", "service")
+	many.Target, err = c.store.Find(t.Context(), "docker.io/shop/many", hash, false)
+	ok(t, err)
+	a.reg.copies.mu.Lock()
+	a.reg.copies.receiving[offer{"c", "large"}] = &arriving{size: 1 << 60}
+	a.reg.copies.mu.Unlock()
+	eventually(t, "the copy is refused", func() error {
+		if done, err := c.reg.peers.copyTo(t.Context(), server("a"), many); done || err == nil || !strings.Contains(err.Error(), "and at most") {
+			return fmt.Errorf("%t, %w", done, err)
+		}
+		return nil
+	})
+	a.reg.copies.mu.Lock()
+	delete(a.reg.copies.receiving, offer{"c", "large"})
+	a.reg.copies.mu.Unlock()
 	// A full disk takes none.
 	c.load(newImage(t), "shop/full:"+hash, false)
 	full := imagestore.NewDeployed("docker.io/shop/full:"+hash, "project", "service")

@@ -4,6 +4,7 @@ package registry
 
 import (
 	"context"
+	cryptotls "crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -228,7 +230,13 @@ func (m *machine) load(img v1.Image, ref string, deployed bool) {
 
 func newImage(t *testing.T) v1.Image {
 	t.Helper()
-	img, err := random.Image(100_000, 2)
+	return newImageOf(t, 100_000)
+}
+
+// newImageOf returns an image with layers of a size, in bytes.
+func newImageOf(t *testing.T, size int64) v1.Image {
+	t.Helper()
+	img, err := random.Image(size, 2)
 	ok(t, err)
 	conf, err := img.ConfigFile()
 	ok(t, err)
@@ -383,6 +391,98 @@ func TestImagesReachOtherNodes(t *testing.T) {
 			t.Errorf("after the pull it is an image that came with Polymesh: %t, %v", shipped, err)
 		}
 	})
+}
+
+// A node that was broken into stops no pull of a registry's image by its digest: the first attempt fails, and the kubelet makes others.
+func TestForgedAnswers(t *testing.T) {
+	pki := newPKI(t)
+	a, b := newMachine(t, pki, "a", "127.0.0.12"), "127.0.0.13"
+	a.start(a)
+	dir := filepath.Join(t.TempDir(), "b")
+	ok(t, os.CopyFS(dir, os.DirFS(pki)))
+	_, err := certificate.Ensure(certificate.Options{Dir: dir, NodeName: "b", NodeIP: netip.MustParseAddr(b), ServiceIP: netip.MustParseAddr("10.43.0.1"), ClusterDomain: "cluster.local", Now: time.Now()})
+	ok(t, err)
+	certs := certificate.Store(dir)
+	id := Identity{ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing), ClientCA: certs.Cert(certificate.ClientCA)}
+	images := ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))
+	origin := httptest.NewServer(images)
+	defer origin.Close()
+	host := strings.TrimPrefix(origin.URL, "http://")
+	var forge atomic.Pointer[http.HandlerFunc]
+	listener, err := net.Listen("tcp", net.JoinHostPort(b, fmt.Sprint(peerPort)))
+	ok(t, err)
+	hostile := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, h *http.Request) { (*forge.Load())(w, h) })}
+	go func() { _ = hostile.Serve(cryptotls.NewListener(listener, id.serving())) }()
+	defer hostile.Close()
+	ok(t, a.reg.peers.nodes.Add(nodeObject("b", b)))
+	layer := func(h *http.Request) int {
+		answer := httptest.NewRecorder()
+		images.ServeHTTP(answer, h)
+		if n := answer.Body.Len(); n > 1<<20 && strings.Contains(h.URL.Path, "/blobs/") {
+			return n
+		}
+		return 0
+	}
+	for what, c := range map[string]struct {
+		handler http.HandlerFunc
+		first   bool // the first attempt works
+	}{
+		"the size of a manifest": {first: true, handler: func(w http.ResponseWriter, h *http.Request) {
+			if h.Method == http.MethodHead {
+				answer := httptest.NewRecorder()
+				images.ServeHTTP(answer, h)
+				for _, key := range []string{"Content-Type", "Docker-Content-Digest"} {
+					w.Header().Set(key, answer.Header().Get(key))
+				}
+				w.Header().Set("Content-Length", "4321")
+				return
+			}
+			images.ServeHTTP(w, h)
+		}},
+		"blobs": {handler: func(w http.ResponseWriter, h *http.Request) {
+			n := layer(h)
+			if n == 0 {
+				images.ServeHTTP(w, h)
+				return
+			}
+			_, _ = w.Write(make([]byte, n))
+		}},
+		"a long config": {handler: func(w http.ResponseWriter, h *http.Request) {
+			if !strings.Contains(h.URL.Path, "/blobs/") {
+				images.ServeHTTP(w, h)
+				return
+			}
+			w.Header().Set("Content-Length", "100000000")
+			_, _ = w.Write(make([]byte, 1<<20))
+			panic(http.ErrAbortHandler)
+		}},
+		"the beginning of blobs": {handler: func(w http.ResponseWriter, h *http.Request) {
+			n := layer(h)
+			if n == 0 {
+				images.ServeHTTP(w, h)
+				return
+			}
+			w.Header().Set("Content-Length", strconv.Itoa(n))
+			_, _ = w.Write(make([]byte, 1<<20))
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			forge.Store(&c.handler)
+			img := newImageOf(t, 3<<20) // so that a part of each layer is on its way before the end is refused
+			sum, err := img.Digest()
+			ok(t, err)
+			repository := fmt.Sprintf("%s/team/%s", host, strings.ReplaceAll(what, " ", "-"))
+			push(t, img, repository+":1")
+			pull := func() error { return a.pull(repository + "@" + sum.String()) }
+			if c.first {
+				ok(t, pull())
+			} else {
+				eventually(t, "a later attempt", pull)
+			}
+		})
+	}
 }
 
 func push(t *testing.T, img v1.Image, ref string, options ...remote.Option) {

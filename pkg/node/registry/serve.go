@@ -50,6 +50,9 @@ func (r *Registry) serveContainerd(w http.ResponseWriter, h *http.Request) {
 			r.log.Warn("an image that came with Polymesh is not imported", "image", q.name(), "err", err)
 		}
 	}
+	if q.kind == manifests && h.Method == http.MethodHead {
+		r.startOver(ctx, q.repository())
+	}
 	for _, answer := range []func(http.ResponseWriter, *http.Request, request) bool{r.fromStore, r.fromPeers, r.mirrors.serve} {
 		if answer(w, h, q) || ctx.Err() != nil {
 			return

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -19,11 +20,10 @@ const (
 // enoughSpace returns an error if the disk of images is nearly full, or would be with so many bytes more, at least 0: images of others must
 // not evict this node's pods.
 func (r *Registry) enoughSpace(more int64) error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(r.opts.ContentDir, &fs); err != nil {
-		return fmt.Errorf("look for space in %s: %w", r.opts.ContentDir, err)
+	free, all, err := r.disk()
+	if err != nil {
+		return err
 	}
-	free, all := fs.Bavail*uint64(fs.Bsize), fs.Blocks*uint64(fs.Bsize)
 	keep := reserve(all, r.opts.EvictsBelow(all))
 	if free >= keep+uint64(more) {
 		return nil
@@ -33,6 +33,15 @@ func (r *Registry) enoughSpace(more int64) error {
 		layer = fmt.Sprintf(", too few for a layer of %d", more>>20)
 	}
 	return withStatus(http.StatusInsufficientStorage, "the node has only %d MiB of disk left, of which %d stay free%s: free some, or use another server", free>>20, keep>>20, layer)
+}
+
+// disk returns the free space and the size of the disk of images.
+func (r *Registry) disk() (free, all uint64, err error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(r.opts.ContentDir, &fs); err != nil {
+		return 0, 0, fmt.Errorf("look for space in %s: %w", r.opts.ContentDir, err)
+	}
+	return fs.Bavail * uint64(fs.Bsize), fs.Blocks * uint64(fs.Bsize), nil
 }
 
 // reserve is how many bytes of a disk pushes and copies leave free: more than the kubelet needs, so that what all of them write between two
@@ -45,7 +54,11 @@ const (
 	slowTime  = 2 * time.Minute
 )
 
-// incoming is content that another node sends. It ends when the disk is nearly full, or when it comes too slowly.
+// errSlow means that a node sends too slowly.
+var errSlow = errors.New("the node sends too slowly")
+
+// incoming is content that another node sends. It ends when the disk is nearly full, or when it comes too slowly. Nil for space means that
+// nothing is written here.
 type incoming struct {
 	io.ReadCloser
 	space        func() error
@@ -55,7 +68,7 @@ type incoming struct {
 
 // Read implements io.Reader.
 func (i *incoming) Read(text []byte) (int, error) {
-	if i.size-i.looked >= lookBytes {
+	if i.space != nil && i.size-i.looked >= lookBytes {
 		i.looked = i.size
 		if err := i.space(); err != nil {
 			return 0, err
@@ -64,7 +77,7 @@ func (i *incoming) Read(text []byte) (int, error) {
 	n, err := i.ReadCloser.Read(text)
 	i.size += int64(n)
 	if err == nil && tooSlow(i.size, time.Since(i.began)) {
-		err = fmt.Errorf("only %d bytes have come in %s", i.size, time.Since(i.began).Round(time.Second))
+		err = fmt.Errorf("%w: only %d bytes have come in %s", errSlow, i.size, time.Since(i.began).Round(time.Second))
 	}
 	return n, err
 }

@@ -21,6 +21,27 @@ func TestReserve(t *testing.T) {
 	}
 }
 
+// An agent's images have a part of the disk, with what is under way, and no other node's count.
+func TestShare(t *testing.T) {
+	if share(20<<30) != minShare || share(1<<40) != (1<<40)/10 {
+		t.Errorf("%d, %d", share(20<<30), share(1<<40))
+	}
+	c := newCopies(nil)
+	began := time.Now()
+	first, second := &arriving{}, &arriving{}
+	c.receiving[offer{"b", "first"}], c.receiving[offer{"b", "second"}] = first, second
+	c.receiving[offer{"b", "before"}] = &arriving{size: 1 << 40, done: true, at: began.Add(-time.Second)} // it is part of what is kept
+	c.receiving[offer{"c", "other"}] = &arriving{size: 1 << 40}
+	admit := func(a *arriving, size int64) bool { return c.admit(a, "b", size, 100, 1000, began) == nil }
+	if !admit(first, 500) || admit(second, 401) || !admit(second, 300) || admit(first, 101) {
+		t.Error("two copies have more together than they may")
+	}
+	second.done, second.at = true, time.Now()
+	if admit(first, 101) || !admit(first, 100) {
+		t.Error("what came meanwhile does not count")
+	}
+}
+
 // A layer that another node sends ends when the disk is nearly full, however long it is.
 func TestIncomingEndsOnAFullDisk(t *testing.T) {
 	full := errors.New("full")
