@@ -305,7 +305,9 @@ func TestGoneSeries(t *testing.T) {
 		text(b.String())(w, r)
 	}))
 	s := open(t, Options{Base: addJobs(t, fast(t, scrapeconfig.Options{Local: []string{scrapeconfig.JobSelf}}), jobs), reload: time.Second})
-	s.eventually("none has left the memory", func() bool { return n.Load() > 10 && s.db.Head().NumSeries() < 400 && s.db.Head().NumStaleSeries() < 100 })
+	s.eventually("none has left the memory", func() bool {
+		return n.Load() > 10 && s.db.Head().NumSeries() < 400 && s.db.Head().NumStaleSeries() < 100
+	})
 	require.Equal(t, []string{"{} 500"}, s.query(`count(max_over_time(pod[10m]))`))
 	require.Equal(t, []string{"{} 1"}, s.query(`count(steady)`))
 	require.Empty(t, s.Problem())
