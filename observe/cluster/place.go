@@ -51,15 +51,15 @@ func (l *places) put(p *corev1.Pod) {
 	for _, uid := range uids(p) {
 		place := Place{p.Namespace, p.Name, p.Spec.NodeName}
 		// A pod cannot claim the UID of another one with the annotation, also if that was deleted.
-		if uid != p.UID && (l.others(l.of, uid, place) || l.others(l.gone, uid, place)) {
+		if uid != p.UID && (taken(l.of, uid, place) || taken(l.gone, uid, place)) {
 			continue
 		}
 		l.of[uid] = place
 	}
 }
 
-// others reports whether a UID is known, and not of this place.
-func (places) others(in map[types.UID]Place, uid types.UID, place Place) bool {
+// taken reports whether a UID is known, and not of this place.
+func taken(in map[types.UID]Place, uid types.UID, place Place) bool {
 	had, ok := in[uid]
 	return ok && had != place
 }

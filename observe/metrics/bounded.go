@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,6 +39,7 @@ const (
 type bounded struct {
 	db     *tsdb.DB
 	max    uint64
+	fresh  *freshSeries
 	labels *labelBytes
 	// maxLabels is the most of labels, in bytes.
 	maxLabels int64
@@ -50,7 +52,7 @@ type bounded struct {
 }
 
 func newBounded(db *tsdb.DB, o Options, bytes *labelBytes, reg prometheus.Registerer) *bounded {
-	b := &bounded{db: db, max: uint64(o.MaxSeries), labels: bytes, maxLabels: scaled(maxAllLabelBytes, o.MaxSeries), space: newSpace(o.Dir, o.MinFreeBytes, reg), log: o.Log}
+	b := &bounded{db: db, max: uint64(o.MaxSeries), fresh: newFreshSeries(o.MaxSeries), labels: bytes, maxLabels: scaled(maxAllLabelBytes, o.MaxSeries), space: newSpace(o.Dir, o.MinFreeBytes, reg), log: o.Log}
 	reg.MustRegister(counter(&b.refused, prometheus.CounterOpts{
 		Name: "polymesh_observe_series_refused_total", Help: "Samples of new series that were refused because there are too many series, or because labels are too long.",
 	}))
@@ -71,10 +73,12 @@ func (b *bounded) problem() string {
 	if err := b.space.short(); err != nil {
 		return err.Error()
 	}
-	const look = "new ones are refused (see /api/v1/status/tsdb for the metrics with the most)"
+	const look = "new ones are refused (see /api/v1/status/tsdb for the metrics with the most, or raise --observe-memory)"
 	switch {
 	case b.db.Head().NumSeries() >= b.max:
 		return fmt.Sprintf("there are %d series, the highest number: %s", b.max, look)
+	case b.fresh.used():
+		return fmt.Sprintf("there are more than %d new series in an hour: %s", freshPerHour*b.max, look)
 	case b.labels.Load() >= b.maxLabels:
 		return fmt.Sprintf("the labels of all series have %d MiB, the highest number: %s", b.maxLabels>>20, look)
 	}
@@ -86,7 +90,7 @@ func (b *bounded) guests() storage.AppendableV2 {
 	return boundedAppendable{bounded: b, most: b.max, bytes: b.maxLabels}
 }
 func (b *bounded) own() boundedAppendable {
-	return boundedAppendable{bounded: b, most: b.max + max(b.max/10, 1000), bytes: b.maxLabels + b.maxLabels/10}
+	return boundedAppendable{bounded: b, most: b.max + ownMore(b.max), bytes: b.maxLabels + b.maxLabels/10}
 }
 
 // scraped is for the store's own scraper: kubelets count as others, too.
@@ -134,7 +138,7 @@ func (b boundedAppendable) room(app storage.AppenderV2, ref storage.SeriesRef, l
 			return true
 		}
 	}
-	if !full && short(ls) {
+	if !full && short(ls) && b.fresh.take(most > b.max) {
 		return true
 	}
 	b.refused.Add(1)
@@ -145,6 +149,59 @@ func (b boundedAppendable) room(app storage.AppenderV2, ref storage.SeriesRef, l
 	}
 	return false
 }
+
+// freshPerHour is how many times the largest number of series may be new in an hour. Series leave the memory soon after their target has gone, so
+// without this limit a target that has other series each time would fill the disk, and displace what is older.
+const freshPerHour = 2
+
+// freshSeries limits how many series are new: as many at once as there may be in all, and then freshPerHour.
+type freshSeries struct {
+	mu            sync.Mutex
+	left          float64
+	most, reserve float64
+	last          time.Time
+}
+
+func newFreshSeries(series int) *freshSeries {
+	reserve := float64(ownMore(uint64(series)))
+	most := float64(series) + reserve
+	return &freshSeries{left: most, most: most, reserve: reserve, last: time.Now()}
+}
+
+// take reports whether a series may be new now. The store's own may also use a reserve.
+func (f *freshSeries) take(own bool) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refill()
+	least := f.reserve
+	if own {
+		least = 0
+	}
+	if f.left < least+1 {
+		return false
+	}
+	f.left--
+	return true
+}
+
+// used reports whether no series of others may be new.
+func (f *freshSeries) used() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refill()
+	return f.left < f.reserve+1
+}
+
+func (f *freshSeries) refill() {
+	now := time.Now()
+	if passed := now.Sub(f.last).Hours(); passed > 0 {
+		f.left = min(f.most, f.left+passed*freshPerHour*(f.most-f.reserve))
+	}
+	f.last = now
+}
+
+// ownMore is how many series the store may have itself beyond the largest number.
+func ownMore(most uint64) uint64 { return max(most/10, 1000) }
 
 func short(ls labels.Labels) bool {
 	return ls.Len() <= maxLabels && rulefiles.Length(ls) <= maxLabelBytes

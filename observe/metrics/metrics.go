@@ -83,8 +83,8 @@ const (
 	minBlock     = 2 * time.Hour
 	maxBlock     = 24 * time.Hour
 	maxExemplars = 2000
-	// gone is the share of series without a target from which on they leave the memory.
-	gone = 0.2
+	// staleShare is the share of series without a target from which on they leave the memory.
+	staleShare = 0.2
 )
 
 // Metrics is the open store.
@@ -178,9 +178,9 @@ func tsdbOptions(o Options) *tsdb.Options {
 	t.StripeSize = 512
 	t.HeadChunksWriteBufferSize = chunks.MinWriteBufferSize
 	t.OutOfOrderTimeWindow = late.Milliseconds()
-	// Series of targets that are gone, such as pods after a deploy, go from memory to the disk at once, and not only after hours. Without that, a hundred
-	// new pods with a sidecar in that time take all of MaxSeries.
-	t.StaleSeriesCompactionThreshold = gone
+	// Series whose target has gone, such as pods after a deploy, go from memory to the disk within minutes once they are a fifth of all, and not only after
+	// hours. Without that, a hundred new pods with a sidecar in that time take all of MaxSeries.
+	t.StaleSeriesCompactionThreshold = staleShare
 	if o.reload > 0 {
 		t.BlockReloadInterval = o.reload
 	}

@@ -37,7 +37,8 @@ func OpenReadOnly(ctx context.Context, dir, tmp string, log *slog.Logger) (_ *Me
 		return nil, errors.Join(err, os.RemoveAll(work))
 	}
 	m := &Metrics{
-		opts: Options{Dir: dir}, log: log, registry: prometheus.NewRegistry(), born: time.Now(), dbStats: tsdb.NewDBStats(),
+		// Who reads files has the machine's memory.
+		opts: Options{Dir: dir, MaxSeries: 10 * defaultMaxSeries}, log: log, registry: prometheus.NewRegistry(), born: time.Now(), dbStats: tsdb.NewDBStats(),
 		parser: parser.NewParser(parser.Options{}),
 	}
 	m.current.set(base, nil)
@@ -56,7 +57,7 @@ func OpenReadOnly(ctx context.Context, dir, tmp string, log *slog.Logger) (_ *Me
 	}
 	// The copy is neither compacted into blocks nor truncated.
 	o := tsdbOptions(Options{})
-	o.RetentionDuration, o.MinBlockDuration, o.MaxBlockDuration = 0, math.MaxInt64/4, math.MaxInt64/4
+	o.RetentionDuration, o.MinBlockDuration, o.MaxBlockDuration, o.StaleSeriesCompactionThreshold = 0, math.MaxInt64/4, math.MaxInt64/4, 0
 	if m.db, err = tsdb.Open(work, log.With("part", "tsdb"), nil, o, m.dbStats); err != nil {
 		return nil, fmt.Errorf("open the copy of the last hours of metrics: %w", err)
 	}

@@ -137,11 +137,11 @@ func Base(o Options) (*config.Config, error) {
 		}
 		jobs = append(jobs, local(name, o))
 	}
-	grown := max(1, o.Series/seriesOfLimits)
+	series := max(o.Series, seriesOfLimits)
 	for _, j := range jobs {
-		j.SampleLimit *= uint(grown)
-		j.TargetLimit *= uint(grown)
-		j.BodySizeLimit *= units.Base2Bytes(grown)
+		j.SampleLimit = j.SampleLimit * uint(series) / seriesOfLimits
+		j.TargetLimit = j.TargetLimit * uint(series) / seriesOfLimits
+		j.BodySizeLimit = j.BodySizeLimit * units.Base2Bytes(series) / seriesOfLimits
 		if err := j.Validate(c.GlobalConfig); err != nil {
 			return nil, fmt.Errorf("the job %s: %w", j.JobName, err)
 		}

@@ -35,8 +35,9 @@ type Copy struct {
 	Signature bool `json:"signature,omitempty"`
 	// Pushed is when the image came to this node in another way than a build or a pull.
 	Pushed string `json:"-"`
-	// From is the node that it was copied from; empty for an original.
-	From string `json:"-"`
+	// From is the node that it was copied from; empty for an original. FromServer means that the node is a server.
+	From       string `json:"-"`
+	FromServer bool   `json:"-"`
 }
 
 // NewDeployed returns the copy of an image, by its full name, that is deployed now for a service of a project. It has no target yet.
@@ -260,7 +261,8 @@ func (s *Store) HasCopy(ctx context.Context, c Copy) (bool, error) {
 	return true, nil
 }
 
-// Renew records why an image that the node has is kept, unless it has been deployed later.
+// Renew records why an image that the node has is kept, unless it has been deployed later. An image that the node has pulled for a pod of its own
+// becomes the copy of a server; to an agent, it is ErrTaken, so that another node keeps the copy.
 func (s *Store) Renew(ctx context.Context, c Copy) error {
 	if c.Signature {
 		return nil
@@ -272,8 +274,10 @@ func (s *Store) Renew(ctx context.Context, c Copy) error {
 	}
 	l := image.Labels
 	switch {
-	case !renews(l, c.From):
+	case !renews(l, c.From) && !pulled(l):
 		return nil
+	case !renews(l, c.From) && !c.FromServer:
+		return ErrTaken
 	case l[pushedLabel] != "" && l[deployedLabel] >= c.Deployed && (l[importedLabel] != "") == c.Imported && l[pinnedLabel] != "":
 		return nil
 	}
@@ -293,6 +297,12 @@ func renews(labels map[string]string, node string) bool {
 		return true
 	}
 	return !slices.ContainsFunc([]string{pinnedLabel, payloadLabel, archiveLabel, deployedLabel, importedLabel, pushedLabel, fromLabel},
+		func(label string) bool { return labels[label] != "" })
+}
+
+// pulled reports whether an image with labels was only pulled from another node, for a pod: containerd keeps it as one of the last deploys.
+func pulled(labels map[string]string) bool {
+	return labels[deployedLabel] != "" && !slices.ContainsFunc([]string{projectLabel, payloadLabel, archiveLabel, importedLabel, pushedLabel, fromLabel},
 		func(label string) bool { return labels[label] != "" })
 }
 

@@ -178,6 +178,20 @@ func TestRenews(t *testing.T) {
 	if renews(map[string]string{deployedLabel: "x"}, "") {
 		t.Error("no node")
 	}
+	for what, c := range map[string]struct {
+		labels map[string]string
+		want   bool
+	}{
+		"that was pulled":   {map[string]string{deployedLabel: "x", pinnedLabel: "pinned"}, true},
+		"of no pod":         {map[string]string{}, false},
+		"of a project":      {map[string]string{deployedLabel: "x", projectLabel: "p", pinnedLabel: "pinned"}, false},
+		"that was imported": {map[string]string{deployedLabel: "x", importedLabel: "true", pinnedLabel: "pinned"}, false},
+		"of another node":   {map[string]string{deployedLabel: "x", fromLabel: "c", pinnedLabel: "pinned"}, false},
+	} {
+		if got := pulled(c.labels); got != c.want {
+			t.Errorf("an image %s is one that was pulled: %t", what, got)
+		}
+	}
 }
 
 // A copy is kept as long as the original, and another node's copies do not displace this node's own images.

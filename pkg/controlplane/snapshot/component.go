@@ -144,7 +144,7 @@ func (c *Component) once(ctx context.Context) error {
 		c.log.Info("removed an old snapshot", "path", old.Path)
 	}
 	if n := len(done.Unknown); n > 0 {
-		c.log.Info("old snapshots stay, because nothing shows that they are of this cluster: `polymesh snapshot prune` lists them", "snapshots", n)
+		c.log.Info("old snapshots stay, because nothing shows that they are of this cluster: `polymesh snapshot ls -o json` shows those without a cluster, and `polymesh snapshot delete` removes one", "snapshots", n)
 	}
 	return err
 }

@@ -49,7 +49,8 @@ func unfinished(cluster, node string) string {
 	return atomicfile.Prefix + cluster + "_" + nodePart(node) + "_"
 }
 
-// work makes a folder for an unfinished snapshot of a cluster. If the process is killed, a later one removes it.
+// work makes a folder for an unfinished snapshot of a cluster. If the process is killed, the next snapshot of this cluster removes it; the folder of a
+// download that does not show its cluster stays.
 func (s *Snapshots) work(cluster string) (string, error) {
 	return os.MkdirTemp(s.o.Dir, unfinished(cluster, s.o.Node))
 }

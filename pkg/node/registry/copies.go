@@ -409,7 +409,7 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 		return false, errors.New("the node is starting or stopping")
 	}
 	ctx := c.ctx
-	image.From = from.name
+	image.From, image.FromServer = from.name, from.server
 	what := offer{from.name, image.Name}
 	if a := c.receiving[what]; a != nil {
 		switch {
@@ -526,7 +526,7 @@ func (c *copies) admit(a *arriving, node string, size, kept, limit int64, began 
 		}
 	}
 	if kept > limit-size {
-		return fmt.Errorf("this node keeps %d MiB of images of node %s, and at most %d: too few for a part of %d", kept>>20, node, limit>>20, size>>20)
+		return fmt.Errorf("this node keeps %d of at most %d MiB of images of node %s, and this part has %d MiB: remove images of that node that are not needed", kept>>20, limit>>20, node, size>>20)
 	}
 	a.size += size
 	return nil

@@ -338,7 +338,8 @@ type document struct {
 	text []byte
 }
 
-// get gets a manifest from a node. A size or media type that the node only says would be believed for every host, the registry too.
+// get gets a manifest from a node and verifies it. containerd uses the size and media type of its first HEAD for every host, so a wrong one
+// would also make the registry's answer fail.
 func (p *peers) get(ctx context.Context, o *peer, q request) (document, error) {
 	d, err := p.has(ctx, o, q)
 	if err != nil {
@@ -423,6 +424,10 @@ func (p *peers) search(ctx context.Context, from scope, q request, content bool)
 // avoid notes that a node is not asked for a repository's images for a time.
 func (p *peers) avoid(repository string, o *peer, pause time.Duration) {
 	p.avoided.Add(source{repository, o.name, o.uid}, time.Now().Add(pause))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old, _ := p.holders.Get(repository)
+	p.holders.Add(repository, slices.DeleteFunc(slices.Clone(old), func(n string) bool { return n == o.name }))
 }
 
 func (p *peers) avoids(repository string, o *peer) bool {

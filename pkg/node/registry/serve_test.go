@@ -162,8 +162,8 @@ func TestHostileAnswers(t *testing.T) {
 			if err := p.nodes.Add(nodeObject("b", "127.0.0.1")); err != nil {
 				t.Fatal(err)
 			}
-			if d, err := p.find(t.Context(), everyNode, q); err == nil {
-				t.Errorf("%s has %+v", d.from.name, d.what)
+			if d, err := p.has(t.Context(), p.list(everyNode)[0], q); err == nil {
+				t.Errorf("b has %+v", d)
 			}
 		})
 	}
