@@ -213,7 +213,7 @@ func TestKubelets(t *testing.T) {
 	s.eventually("the series does not end", func() bool { return len(s.query("container_cpu_usage_seconds_total")) == 0 })
 
 	// Where strangers have no room, they have none.
-	full := &bounded{db: s.db, labels: s.series.labels, space: s.series.space, misplaced: s.series.misplaced, log: s.log}
+	full := &bounded{db: s.db, fresh: newFreshSeries(0), labels: s.series.labels, maxLabels: s.series.maxLabels, space: s.series.space, misplaced: s.series.misplaced, log: s.log}
 	app := full.scraped(s.targets.places).AppenderV2(t.Context())
 	for job, room := range map[string]bool{"kubelet": false, "cadvisor": false, "kube-state": true} {
 		ref, err := app.Append(0, labels.FromStrings("__name__", "new", "job", job), 0, time.Now().UnixMilli(), 1, nil, nil, storage.AOptions{})
