@@ -559,7 +559,7 @@ func TestCopies(t *testing.T) {
 	a.reg.copies.receiving[offer{"c", "large"}] = &arriving{size: 1 << 60}
 	a.reg.copies.mu.Unlock()
 	eventually(t, "the copy is refused", func() error {
-		if done, err := c.reg.peers.copyTo(t.Context(), server("a"), many); done || err == nil || !strings.Contains(err.Error(), "and at most") {
+		if done, err := c.reg.peers.copyTo(t.Context(), server("a"), many); done || err == nil || !strings.Contains(err.Error(), "of at most") {
 			return fmt.Errorf("%t, %w", done, err)
 		}
 		return nil
