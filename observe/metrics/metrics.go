@@ -359,7 +359,10 @@ func (m *Metrics) Numbers() map[string]int64 {
 func (m *Metrics) Newest() time.Time {
 	newest := m.db.Head().MaxTime() // the smallest number if there are no samples
 	for _, b := range m.blocks() {
-		newest = max(newest, b.MaxTime-1)
+		// A block of gone series, or of late samples, ends with its range, which may be hours ahead. What it has is older than what is in memory.
+		if !b.Compaction.FromStaleSeries() && !b.Compaction.FromOutOfOrder() {
+			newest = max(newest, b.MaxTime-1)
+		}
 	}
 	if newest == math.MinInt64 {
 		return time.Time{}

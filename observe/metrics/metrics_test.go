@@ -311,6 +311,7 @@ func TestGoneSeries(t *testing.T) {
 	require.Equal(t, []string{"{} 500"}, s.query(`count(max_over_time(pod[10m]))`))
 	require.Equal(t, []string{"{} 1"}, s.query(`count(steady)`))
 	require.Empty(t, s.Problem())
+	require.WithinDuration(t, time.Now(), s.Newest(), time.Minute, "a block ends later than its samples")
 }
 
 // long is a series with n bytes of labels.
