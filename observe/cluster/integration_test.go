@@ -233,7 +233,7 @@ func TestCluster(t *testing.T) {
 		}
 		eventually(t, "it is a mark", func() bool { return count(document.Events, Deployed) == 1 })
 
-		families, err := kubestate.New(c, 0).Gather()
+		families, err := kubestate.New(c, 10_000).Gather()
 		require.NoError(t, err)
 		found := map[string]float64{}
 		for _, f := range families {
@@ -445,7 +445,7 @@ func watchAndMeasure(t *testing.T, kubeconfig string) {
 	c := run(t, kubeconfig, store)
 	eventually(t, "it has all pods", func() bool { return len(c.Pods()) == pods && c.Problem() == "" })
 	eventually(t, "their documents are written", func() bool { return len(stored(t, store, document.Objects)) >= pods/5 })
-	state := kubestate.New(c, 0)
+	state := kubestate.New(c, 10_000)
 	for range 5 {
 		_, err := state.Gather()
 		require.NoError(t, err)

@@ -17,6 +17,8 @@ import (
 
 	"github.com/prometheus/common/model"
 	"github.com/spf13/pflag"
+
+	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
 // Limits of the settings.
@@ -26,10 +28,9 @@ const (
 	// The default is DefaultDisk, or the disk divided by DefaultShare if that is less.
 	DefaultDisk  Size = 2 << 30
 	DefaultShare      = 20 // one twentieth
-	// MinMemory is the memory of a store with MinSeries series. Each seriesBytes more are enough for another one: about half of it is the series
+	// MinMemory is the memory of a store with scrapeconfig.DefaultSeries. Each seriesBytes more are enough for another one: about half of it is the series
 	// itself, and the rest is for queries of many.
 	MinMemory   Size = 150_000_000
-	MinSeries        = 20_000
 	seriesBytes      = 8 << 10
 	maxMemory   Size = 1 << 40
 	// MinRetention is a day: logs and traces are kept in whole days.
@@ -168,7 +169,9 @@ func Parse(args []string, out io.Writer) (*Options, error) {
 }
 
 // MaxSeries is how many series of metrics the memory is enough for.
-func (o *Options) MaxSeries() int { return MinSeries + int((o.Memory-MinMemory)/seriesBytes) }
+func (o *Options) MaxSeries() int {
+	return scrapeconfig.DefaultSeries + int((o.Memory-MinMemory)/seriesBytes)
+}
 
 func (o *Options) check() error {
 	if o.Memory < MinMemory || o.Memory > maxMemory {

@@ -40,8 +40,6 @@ type Objects interface {
 }
 
 const (
-	// DefaultMaxSeries is enough for 300 pods with a sidecar each.
-	DefaultMaxSeries = 10_000
 	// maxLabel is the longest value of a label in bytes.
 	maxLabel = 512
 	// LeftOut is the family that names the families left out because of the limit.
@@ -54,11 +52,8 @@ type State struct {
 	max     int
 }
 
-// New returns the State of these objects, with at most maxSeries series; 0 means DefaultMaxSeries.
+// New returns the State of these objects, with at most maxSeries series: 10,000 are enough for 300 pods with a sidecar each.
 func New(objects Objects, maxSeries int) *State {
-	if maxSeries == 0 {
-		maxSeries = DefaultMaxSeries
-	}
 	return &State{objects, maxSeries}
 }
 

@@ -76,7 +76,7 @@ func read(t *testing.T) objects {
 }
 
 func TestGolden(t *testing.T) {
-	families, err := kubestate.New(read(t), 0).Gather()
+	families, err := kubestate.New(read(t), 10_000).Gather()
 	require.NoError(t, err)
 	var text bytes.Buffer
 	for _, f := range families {
@@ -108,7 +108,7 @@ func TestNames(t *testing.T) {
 		require.Len(t, part, 3)
 		known[part[0]] = documented{part[1], strings.Split(part[2], ",")}
 	}
-	families, err := kubestate.New(read(t), 0).Gather()
+	families, err := kubestate.New(read(t), 10_000).Gather()
 	require.NoError(t, err)
 	for _, f := range families {
 		doc, ok := known[f.GetName()]
@@ -149,7 +149,7 @@ func TestNames(t *testing.T) {
 // TestLimit: with too many series those of states that are 0 are missing, and then whole families, the least important ones, which are named.
 func TestLimit(t *testing.T) {
 	o := read(t)
-	all, err := kubestate.New(o, 0).Gather()
+	all, err := kubestate.New(o, 10_000).Gather()
 	require.NoError(t, err)
 	byName := map[string]*dto.MetricFamily{}
 	total := 0
@@ -202,7 +202,7 @@ func TestHostile(t *testing.T) {
 			Name: "c", Image: "\xff\n\"", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: long}},
 		}}},
 	}
-	families, err := kubestate.New(objects{p}, 0).Gather()
+	families, err := kubestate.New(objects{p}, 10_000).Gather()
 	require.NoError(t, err)
 	var text bytes.Buffer
 	for _, f := range families {

@@ -35,6 +35,7 @@ import (
 
 	"polymesh.dev/polymesh/observe/receive/guard"
 	"polymesh.dev/polymesh/observe/rulefiles"
+	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
 const (
@@ -339,7 +340,7 @@ func (v apiView) flags() map[string]string {
 		"storage.tsdb.retention.time":      model.Duration(v.m.opts.Retention).String(),
 		"storage.tsdb.retention.size":      fmt.Sprintf("%dB", v.m.opts.MaxBytes),
 		"query.lookback-delta":             model.Duration(lookback).String(),
-		"query.max-samples":                fmt.Sprint(scaled(maxSamples, v.m.opts.MaxSeries)),
+		"query.max-samples":                fmt.Sprint(scrapeconfig.Scaled(int64(maxSamples), v.m.opts.MaxSeries)),
 		"query.max-concurrency":            fmt.Sprint(maxQueries),
 		"query.timeout":                    model.Duration(queryTimeout).String(),
 		"web.enable-admin-api":             "false",

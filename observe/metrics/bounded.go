@@ -18,12 +18,13 @@ import (
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunks"
+	"golang.org/x/time/rate"
 
 	"polymesh.dev/polymesh/observe/rulefiles"
 	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
-// The size of a series' labels, and of those of all series in memory if these are at most defaultMaxSeries.
+// The size of a series' labels, and of those of all series in memory if these are at most scrapeconfig.DefaultSeries.
 const (
 	maxLabels        = 100
 	maxLabelBytes    = 2 << 10
@@ -52,7 +53,7 @@ type bounded struct {
 }
 
 func newBounded(db *tsdb.DB, o Options, bytes *labelBytes, reg prometheus.Registerer) *bounded {
-	b := &bounded{db: db, max: uint64(o.MaxSeries), fresh: newFreshSeries(o.MaxSeries), labels: bytes, maxLabels: scaled(maxAllLabelBytes, o.MaxSeries), space: newSpace(o.Dir, o.MinFreeBytes, reg), log: o.Log}
+	b := &bounded{db: db, max: uint64(o.MaxSeries), fresh: newFreshSeries(o.MaxSeries), labels: bytes, maxLabels: scrapeconfig.Scaled(int64(maxAllLabelBytes), o.MaxSeries), space: newSpace(o.Dir, o.MinFreeBytes, reg), log: o.Log}
 	reg.MustRegister(counter(&b.refused, prometheus.CounterOpts{
 		Name: "polymesh_observe_series_refused_total", Help: "Samples of new series that were refused because there are too many series, or because labels are too long.",
 	}))
@@ -156,49 +157,25 @@ const freshPerHour = 2
 
 // freshSeries limits how many series are new: as many at once as there may be in all, and then freshPerHour.
 type freshSeries struct {
-	mu            sync.Mutex
-	left          float64
-	most, reserve float64
-	last          time.Time
+	mu      sync.Mutex // the store's own series have a reserve, which a look and a take one after the other would not keep
+	limit   *rate.Limiter
+	reserve float64
 }
 
 func newFreshSeries(series int) *freshSeries {
-	reserve := float64(ownMore(uint64(series)))
-	most := float64(series) + reserve
-	return &freshSeries{left: most, most: most, reserve: reserve, last: time.Now()}
+	reserve := ownMore(uint64(series))
+	return &freshSeries{limit: rate.NewLimiter(rate.Limit(float64(freshPerHour*series)/time.Hour.Seconds()), series+int(reserve)), reserve: float64(reserve)}
 }
 
 // take reports whether a series may be new now. The store's own may also use a reserve.
 func (f *freshSeries) take(own bool) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.refill()
-	least := f.reserve
-	if own {
-		least = 0
-	}
-	if f.left < least+1 {
-		return false
-	}
-	f.left--
-	return true
+	return (own || !f.used()) && f.limit.Allow()
 }
 
 // used reports whether no series of others may be new.
-func (f *freshSeries) used() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.refill()
-	return f.left < f.reserve+1
-}
-
-func (f *freshSeries) refill() {
-	now := time.Now()
-	if passed := now.Sub(f.last).Hours(); passed > 0 {
-		f.left = min(f.most, f.left+passed*freshPerHour*(f.most-f.reserve))
-	}
-	f.last = now
-}
+func (f *freshSeries) used() bool { return f.limit.Tokens() < f.reserve+1 }
 
 // ownMore is how many series the store may have itself beyond the largest number.
 func ownMore(most uint64) uint64 { return max(most/10, 1000) }

@@ -30,6 +30,7 @@ import (
 	"github.com/prometheus/prometheus/util/compression"
 
 	"polymesh.dev/polymesh/observe/rulefiles"
+	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
 // Options of the store of metrics.
@@ -65,8 +66,7 @@ type Options struct {
 }
 
 const (
-	defaultMaxSeries = 20000
-	// A query holds at most this many samples, of 16 bytes, with defaultMaxSeries, and takes at most this long.
+	// A query holds at most this many samples, of 16 bytes, with scrapeconfig.DefaultSeries series, and takes at most this long.
 	maxSamples   = 1_000_000
 	queryTimeout = 30 * time.Second
 	// Pods' queries and privileged queries have separate slots, so that no pod keeps an administrator waiting.
@@ -126,7 +126,7 @@ type Metrics struct {
 // The targets and the kubeconfig need not exist yet. It runs until Close.
 func Open(ctx context.Context, o Options) (*Metrics, error) {
 	if o.MaxSeries == 0 {
-		o.MaxSeries = defaultMaxSeries
+		o.MaxSeries = scrapeconfig.DefaultSeries
 	}
 	if o.Base == nil {
 		base, err := config.Load("", slog.New(slog.DiscardHandler))
@@ -251,14 +251,9 @@ func (m *Metrics) start(ctx context.Context) error {
 // externalURL is the address in alerts at which their expression can be viewed: the Service in the cluster.
 var externalURL = url.URL{Scheme: "http", Host: "prometheus.istio-system:9090"}
 
-// scaled returns a limit for defaultMaxSeries as it is for at most so many.
-func scaled(limit int64, series int) int64 {
-	return limit * int64(max(series, defaultMaxSeries)) / defaultMaxSeries
-}
-
 func (m *Metrics) newEngine(tracker promql.QueryTracker, timeout time.Duration, reg prometheus.Registerer) *promql.Engine {
 	return promql.NewEngine(promql.EngineOpts{
-		Logger: m.log.With("part", "engine"), Reg: reg, MaxSamples: int(scaled(maxSamples, m.opts.MaxSeries)), Timeout: timeout, ActiveQueryTracker: tracker, LookbackDelta: lookback,
+		Logger: m.log.With("part", "engine"), Reg: reg, MaxSamples: int(scrapeconfig.Scaled(int64(maxSamples), m.opts.MaxSeries)), Timeout: timeout, ActiveQueryTracker: tracker, LookbackDelta: lookback,
 		NoStepSubqueryIntervalFn: func(int64) int64 { return rulefiles.SubqueryStep.Milliseconds() },
 		EnableAtModifier:         true, EnableNegativeOffset: true, Parser: m.parser,
 	})

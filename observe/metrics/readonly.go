@@ -18,6 +18,8 @@ import (
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
+
+	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
 // OpenReadOnly opens the metrics of a store, running or not, without changing a file in its folder. The log of
@@ -38,7 +40,7 @@ func OpenReadOnly(ctx context.Context, dir, tmp string, log *slog.Logger) (_ *Me
 	}
 	m := &Metrics{
 		// Who reads files has the machine's memory.
-		opts: Options{Dir: dir, MaxSeries: 10 * defaultMaxSeries}, log: log, registry: prometheus.NewRegistry(), born: time.Now(), dbStats: tsdb.NewDBStats(),
+		opts: Options{Dir: dir, MaxSeries: 10 * scrapeconfig.DefaultSeries}, log: log, registry: prometheus.NewRegistry(), born: time.Now(), dbStats: tsdb.NewDBStats(),
 		parser: parser.NewParser(parser.Options{}),
 	}
 	m.current.set(base, nil)

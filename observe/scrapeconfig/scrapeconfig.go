@@ -94,8 +94,6 @@ const (
 	evaluation = 30 * time.Second
 	// maxTimeout of one reading.
 	maxTimeout = 10 * time.Second
-	// seriesOfLimits is the number of series for which the limits of the store's own jobs are made. With room for more, they grow.
-	seriesOfLimits = 20_000
 	// maxBody is the largest answer. An answer is in memory as a whole while it is read. Answers of a large gateway, a kubelet with many
 	// pods or all objects of a cluster may be larger.
 	maxBody      = 4 * units.MiB
@@ -105,6 +103,14 @@ const (
 	maxLabelName  = 128
 	maxLabelValue = 512
 )
+
+// DefaultSeries is the number of series for which the store's limits on metrics are made.
+const DefaultSeries = 20_000
+
+// Scaled returns what a limit for DefaultSeries is with room for so many; fewer do not lower it.
+func Scaled[T ~int64 | ~uint](limit T, series int) T {
+	return limit * T(max(series, DefaultSeries)) / DefaultSeries
+}
 
 // Base returns the configuration with the store's own jobs.
 func Base(o Options) (*config.Config, error) {
@@ -137,11 +143,10 @@ func Base(o Options) (*config.Config, error) {
 		}
 		jobs = append(jobs, local(name, o))
 	}
-	series := max(o.Series, seriesOfLimits)
 	for _, j := range jobs {
-		j.SampleLimit = j.SampleLimit * uint(series) / seriesOfLimits
-		j.TargetLimit = j.TargetLimit * uint(series) / seriesOfLimits
-		j.BodySizeLimit = j.BodySizeLimit * units.Base2Bytes(series) / seriesOfLimits
+		j.SampleLimit = Scaled(j.SampleLimit, o.Series)
+		j.TargetLimit = Scaled(j.TargetLimit, o.Series)
+		j.BodySizeLimit = Scaled(j.BodySizeLimit, o.Series)
 		if err := j.Validate(c.GlobalConfig); err != nil {
 			return nil, fmt.Errorf("the job %s: %w", j.JobName, err)
 		}

@@ -274,11 +274,13 @@ func (s *Store) Renew(ctx context.Context, c Copy) error {
 	}
 	l := image.Labels
 	switch {
-	case !renews(l, c.From) && !pulled(l):
+	case renews(l, c.From):
+	case !pulled(l):
 		return nil
-	case !renews(l, c.From) && !c.FromServer:
+	case !c.FromServer:
 		return ErrTaken
-	case l[pushedLabel] != "" && l[deployedLabel] >= c.Deployed && (l[importedLabel] != "") == c.Imported && l[pinnedLabel] != "":
+	}
+	if l[pushedLabel] != "" && l[deployedLabel] >= c.Deployed && (l[importedLabel] != "") == c.Imported && l[pinnedLabel] != "" {
 		return nil
 	}
 	if c.Pushed == "" {
@@ -296,14 +298,16 @@ func renews(labels map[string]string, node string) bool {
 	if node != "" && labels[fromLabel] == node {
 		return true
 	}
-	return !slices.ContainsFunc([]string{pinnedLabel, payloadLabel, archiveLabel, deployedLabel, importedLabel, pushedLabel, fromLabel},
-		func(label string) bool { return labels[label] != "" })
+	return !hasAny(labels, pinnedLabel, deployedLabel, payloadLabel, archiveLabel, importedLabel, pushedLabel, fromLabel)
 }
 
 // pulled reports whether an image with labels was only pulled from another node, for a pod: containerd keeps it as one of the last deploys.
 func pulled(labels map[string]string) bool {
-	return labels[deployedLabel] != "" && !slices.ContainsFunc([]string{projectLabel, payloadLabel, archiveLabel, importedLabel, pushedLabel, fromLabel},
-		func(label string) bool { return labels[label] != "" })
+	return labels[deployedLabel] != "" && !hasAny(labels, projectLabel, payloadLabel, archiveLabel, importedLabel, pushedLabel, fromLabel)
+}
+
+func hasAny(labels map[string]string, names ...string) bool {
+	return slices.ContainsFunc(names, func(name string) bool { return labels[name] != "" })
 }
 
 // MaxParts is how many parts of a copy come at a time.

@@ -9,14 +9,11 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"testing"
 	"time"
-
-	"k8s.io/client-go/util/keyutil"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/layout"
@@ -25,21 +22,6 @@ import (
 // serve starts a server with a certificate of the cluster, which asks for those of clients that the authority clients has certified.
 func serve(t *testing.T, certs certificate.Store, clients string, handler http.HandlerFunc) string {
 	t.Helper()
-	key := newKey(t)
-	cert, err := certs.Sign(certificate.ServerCA, certificate.Request{
-		Public: key.Public(), Subject: pkix.Name{CommonName: "server"}, Usage: x509.ExtKeyUsageServerAuth, Addresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-	}, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := keyutil.MarshalPrivateKeyToPEM(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.X509KeyPair(cert, text)
-	if err != nil {
-		t.Fatal(err)
-	}
 	known, err := os.ReadFile(certs.Cert(clients))
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +29,7 @@ func serve(t *testing.T, certs certificate.Store, clients string, handler http.H
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(known)
 	s := httptest.NewUnstartedServer(handler)
-	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert, ClientCAs: pool}
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{serving(t, certs, certificate.ServerCA, "server", "127.0.0.1")}, ClientAuth: tls.RequestClientCert, ClientCAs: pool}
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.StartTLS()
 	t.Cleanup(s.Close)

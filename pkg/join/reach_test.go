@@ -18,6 +18,27 @@ import (
 )
 
 // A kubelet is reached as the API server reaches it: by a certificate of the kubelets' authority for the address.
+// serving returns a certificate that an authority has signed for a server at an address.
+func serving(t *testing.T, certs certificate.Store, authority, name, address string) tls.Certificate {
+	t.Helper()
+	key := newKey(t)
+	cert, err := certs.Sign(authority, certificate.Request{
+		Public: key.Public(), Subject: pkix.Name{CommonName: name}, Usage: x509.ExtKeyUsageServerAuth, Addresses: []net.IP{net.ParseIP(address)},
+	}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := keyutil.MarshalPrivateKeyToPEM(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(cert, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair
+}
+
 func TestReach(t *testing.T) {
 	certs := certificate.Store(t.TempDir())
 	if _, err := certificate.EnsureAuthorities(certs, time.Now()); err != nil {
@@ -29,22 +50,7 @@ func TestReach(t *testing.T) {
 	}
 	loopback := netip.MustParseAddr("127.0.0.1")
 	serve := func(authority, address string) uint16 {
-		key := newKey(t)
-		cert, err := certs.Sign(authority, certificate.Request{
-			Public: key.Public(), Subject: pkix.Name{CommonName: "system:node:worker"}, Usage: x509.ExtKeyUsageServerAuth, Addresses: []net.IP{net.ParseIP(address)},
-		}, time.Now())
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := keyutil.MarshalPrivateKeyToPEM(key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pair, err := tls.X509KeyPair(cert, text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
+		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{serving(t, certs, authority, "system:node:worker", address)}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -49,7 +49,8 @@ func TestObserveFloods(t *testing.T) {
 		return strings.Contains(said, "cannot be read"), "the overview says nothing of the target:\n" + said
 	})
 	n.Eventually(t, 5*time.Minute, func() (bool, string) {
-		series, status := s.count(t, `prometheus_tsdb_head_series`), s.status(t)
+		series := s.count(t, `prometheus_tsdb_head_series`)
+		status, _ := n.Status(t)
 		return s.count(t, `polymesh_observe_series_refused_total`) > 0 && strings.Contains(status, "new ones are refused"),
 			fmt.Sprintf("there are %v series, and the status is\n%s", series, status)
 	})
@@ -67,7 +68,7 @@ func TestObserveFloods(t *testing.T) {
 
 	spare := fill(t, n, 400<<20)
 	n.Eventually(t, time.Minute, func() (bool, string) {
-		status := s.status(t)
+		status, _ := n.Status(t)
 		return full(status), "the status says nothing of the full disk:\n" + status
 	})
 	before := said(t, n)
@@ -80,7 +81,7 @@ func TestObserveFloods(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.Eventually(t, 2*time.Minute, func() (bool, string) {
-		status := s.status(t)
+		status, _ := n.Status(t)
 		return !strings.Contains(status, "nearly full") && !strings.Contains(status, "short of space"), "the status still says that the disk is full:\n" + status
 	})
 
@@ -202,13 +203,6 @@ func said(t *testing.T, n *node.Node) int {
 	return number
 }
 
-// status is what `polymesh status` prints.
-func (s *store) status(t *testing.T) string {
-	t.Helper()
-	out, _ := s.node.Status(t)
-	return out
-}
-
 // full reports whether a status says that the disk has no room for the store.
 func full(status string) bool {
 	return strings.Contains(status, "nearly full") && strings.Contains(status, "short of space")
@@ -250,26 +244,12 @@ func (s *store) targetError(t *testing.T, path string) string {
 // numbered are the numbers in the lines of a pod that writes its name and a number.
 func (s *store) numbered(t *testing.T, pod string) (numbers []int) {
 	t.Helper()
-	var answer struct {
-		Data struct {
-			Result []struct{ Values [][2]string }
+	for _, line := range s.lines(t, `{job="pods",pod="`+pod+`"}`) {
+		number, err := strconv.Atoi(strings.TrimPrefix(line, pod+" "))
+		if err != nil {
+			t.Fatalf("a line of %s is %q", pod, line)
 		}
-	}
-	query := url.Values{
-		"query": {`{job="pods",pod="` + pod + `"}`}, "start": {strconv.FormatInt(time.Now().Add(-time.Hour).UnixNano(), 10)}, "limit": {"5000"},
-	}
-	if err := s.get("/loki/api/v1/query_range", query, &answer); err != nil {
-		t.Log(err)
-		return nil
-	}
-	for _, stream := range answer.Data.Result {
-		for _, value := range stream.Values {
-			number, err := strconv.Atoi(strings.TrimPrefix(value[1], pod+" "))
-			if err != nil {
-				t.Fatalf("a line of %s is %q", pod, value[1])
-			}
-			numbers = append(numbers, number)
-		}
+		numbers = append(numbers, number)
 	}
 	slices.Sort(numbers)
 	return numbers

@@ -191,6 +191,12 @@ func (s *store) waitReady(t *testing.T) {
 // hasLine reports whether a line with this word is in the store.
 func (s *store) hasLine(t *testing.T, word string) bool {
 	t.Helper()
+	return len(s.lines(t, `{job="pods",pod="speaker"} |= "`+word+`"`)) > 0
+}
+
+// lines returns the lines of the last hour that a LogQL query finds, none if it fails.
+func (s *store) lines(t *testing.T, query string) (lines []string) {
+	t.Helper()
 	var answer struct {
 		Data struct {
 			Result []struct {
@@ -198,12 +204,17 @@ func (s *store) hasLine(t *testing.T, word string) bool {
 			} `json:"result"`
 		} `json:"data"`
 	}
-	query := url.Values{"query": {`{job="pods",pod="speaker"} |= "` + word + `"`}, "start": {strconv.FormatInt(time.Now().Add(-time.Hour).UnixNano(), 10)}}
-	if err := s.get("/loki/api/v1/query_range", query, &answer); err != nil {
+	start := strconv.FormatInt(time.Now().Add(-time.Hour).UnixNano(), 10)
+	if err := s.get("/loki/api/v1/query_range", url.Values{"query": {query}, "start": {start}, "limit": {"5000"}}, &answer); err != nil {
 		t.Log(err)
-		return false
+		return nil
 	}
-	return len(answer.Data.Result) > 0
+	for _, stream := range answer.Data.Result {
+		for _, value := range stream.Values {
+			lines = append(lines, value[1])
+		}
+	}
+	return lines
 }
 
 // count returns the value of a PromQL expression that has one, -1 otherwise.

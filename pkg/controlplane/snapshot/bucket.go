@@ -93,7 +93,7 @@ func (b *Bucket) list(ctx context.Context) (all []Info, err error) {
 		if !ok || object.Key != b.key(file) {
 			continue
 		}
-		all = append(all, Info{File: file, Name: p.name, Node: p.node, Cluster: p.cluster, Location: S3, Path: b.url(file), Created: p.created, Size: object.Size, Encrypted: p.encrypted})
+		all = append(all, p.info(S3, b.url(file), object.Size))
 	}
 	return all, nil
 }

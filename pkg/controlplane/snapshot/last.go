@@ -27,7 +27,8 @@ func (s *Snapshots) Last() (*Info, error) {
 		if err != nil {
 			continue // it has just been removed
 		}
-		last = &Info{File: e.Name(), Name: p.name, Node: p.node, Cluster: p.cluster, Location: Local, Path: filepath.Join(s.o.Dir, e.Name()), Created: p.created, Size: file.Size(), Encrypted: p.encrypted}
+		info := p.info(Local, filepath.Join(s.o.Dir, e.Name()), file.Size())
+		last = &info
 	}
 	return last, nil
 }

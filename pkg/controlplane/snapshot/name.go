@@ -70,6 +70,11 @@ func (p parts) String() string {
 	return p.name + "_" + p.node + "_" + p.created.UTC().Format(timeFormat) + cluster + ".tar.zst" + suffix
 }
 
+// info returns what a snapshot's name says, with where it is.
+func (p parts) info(at Location, path string, size int64) Info {
+	return Info{File: p.String(), Name: p.name, Node: p.node, Cluster: p.cluster, Location: at, Path: path, Created: p.created, Size: size, Encrypted: p.encrypted}
+}
+
 // nodePart returns a node's name in a file's name: the name, or its beginning and a hash. A file's name has up to 255 bytes, and a
 // node's up to 253.
 func nodePart(node string) string {

@@ -329,14 +329,13 @@ func (s *Snapshots) write(ctx context.Context, work string, m *Metadata, files [
 	if err := atomicfile.Rename(made, target); err != nil {
 		return nil, err
 	}
-	info, err := os.Stat(target)
+	saved, err := os.Stat(target)
 	if err != nil {
 		return nil, err
 	}
-	return &Info{
-		File: file.String(), Name: m.Name, Node: file.node, Cluster: file.cluster, Location: Local, Path: target, Created: m.Created, Size: info.Size(),
-		Encrypted: file.encrypted, Datastore: m.Datastore, Version: m.Version, Revision: m.Revision,
-	}, nil
+	info := file.info(Local, target, saved.Size())
+	info.Datastore, info.Version, info.Revision = m.Datastore, m.Version, m.Revision
+	return &info, nil
 }
 
 // List returns the snapshots, local ones and those in the bucket, newest first. If the bucket does not respond, the result are the
@@ -359,7 +358,7 @@ func (s *Snapshots) List(ctx context.Context) ([]Info, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list the snapshots: %w", err)
 		}
-		info := Info{File: e.Name(), Name: p.name, Node: p.node, Cluster: p.cluster, Location: Local, Path: filepath.Join(s.o.Dir, e.Name()), Created: p.created, Size: file.Size(), Encrypted: p.encrypted}
+		info := p.info(Local, filepath.Join(s.o.Dir, e.Name()), file.Size())
 		// To decrypt one costs time and memory, by design.
 		if !p.encrypted {
 			if m, err := s.describe(info.Path); err != nil {
