@@ -143,6 +143,8 @@ async function offline(namespace, workload, text) {
 }
 
 await page.goto(address);
+// First comes a page that takes the token, and then opens the one that is meant.
+await page.waitForFunction(() => document.querySelector("main") && !document.querySelector("#opening"));
 await settled();
 const result = await { request, offline }[what](...args);
 assert.deepEqual(problems, []);
