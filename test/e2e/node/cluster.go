@@ -113,9 +113,9 @@ func (c *Cluster) AddForTest(t testing.TB, o Options) *Node {
 }
 
 // kubeletArgs are for a disk that is the machine's, and may be nearly full: images that a test has imported must not be collected, nor pods
-// evicted, for that reason.
+// evicted, for that reason. The thresholds are no percentages, because one percent of a large disk is more than all tests need.
 func kubeletArgs() []string {
-	return []string{"image-gc-high-threshold=100", "eviction-hard=memory.available<100Mi,nodefs.available<1%,imagefs.available<1%"}
+	return []string{"image-gc-high-threshold=100", "eviction-hard=memory.available<100Mi,nodefs.available<100Mi,imagefs.available<100Mi"}
 }
 
 func (c *Cluster) add(o Options) (*Node, error) {
