@@ -154,7 +154,12 @@ func forCommand(p *payload.Payload) (payload.Dir, error) {
 	} else if noexec {
 		return "", fmt.Errorf("the file system of %s is mounted with noexec, so the program that is unpacked there cannot be run: set XDG_CACHE_HOME to a folder on another file system", cache)
 	}
-	return dir, p.Unpack(dir, names)
+	if err := p.Unpack(dir, names); err != nil {
+		return "", err
+	}
+	// It only takes up space: the command runs without it.
+	_ = payload.RemoveOld(cache, p.ID)
+	return dir, nil
 }
 
 func ownProgram(dir payload.Dir, uid int) bool {

@@ -244,6 +244,55 @@ func Shipped() (path string, err error) {
 	return path, nil
 }
 
+// RemoveOld removes from a user's cache the programs of other versions, which nothing else would ever remove: all but the one that was
+// unpacked last, because a user who tries a new version may go back. Only a folder with nothing but the program is removed, and not while another
+// process unpacks it. A program that runs is not harmed.
+func RemoveOld(cache, id string) error {
+	entries, err := os.ReadDir(filepath.Dir(string(In(cache, id))))
+	if err != nil {
+		return err
+	}
+	type version struct {
+		dir      Dir
+		unpacked time.Time
+	}
+	var old []version
+	for _, e := range entries {
+		dir := In(cache, e.Name())
+		if name, err := hex.DecodeString(e.Name()); err != nil || len(name) != 8 || e.Name() == id || !e.IsDir() || !dir.onlyProgram() {
+			continue
+		}
+		if info, err := os.Lstat(dir.Path(Program)); err == nil {
+			old = append(old, version{dir, info.ModTime()})
+		}
+	}
+	slices.SortFunc(old, func(a, b version) int { return b.unpacked.Compare(a.unpacked) })
+	var failures []error
+	for _, v := range old[min(1, len(old)):] {
+		unlock, err := lock(v.dir, 0)
+		if err != nil {
+			continue
+		}
+		failures = append(failures, os.RemoveAll(string(v.dir)))
+		unlock()
+	}
+	return errors.Join(failures...)
+}
+
+// onlyProgram reports whether the folder contains the program alone, as in a user's cache.
+func (d Dir) onlyProgram() bool {
+	known := []string{".", lockName, filepath.Dir(Program), filepath.FromSlash(Program)}
+	return filepath.WalkDir(string(d), func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if rel, err := filepath.Rel(string(d), path); err != nil || !slices.Contains(known, rel) {
+			return fs.ErrInvalid
+		}
+		return nil
+	}) == nil
+}
+
 // In returns the folder for the payload with this id below a data dir.
 func In(dataDir, id string) Dir { return Dir(filepath.Join(dataDir, "data", id)) }
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
@@ -309,4 +310,57 @@ func TestLockOfTheFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	unlock()
+}
+
+// Of the programs in a user's cache, the one in use and the last one before it stay. Nothing else in the folder is touched.
+func TestRemoveOld(t *testing.T) {
+	cache := t.TempDir()
+	put := func(id string, age time.Duration, files ...string) Dir {
+		t.Helper()
+		dir := In(cache, id)
+		for _, name := range files {
+			path := dir.Path(name)
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if at := time.Now().Add(-age); os.Chtimes(path, at, at) != nil {
+				t.Fatal("cannot change the time of ", path)
+			}
+		}
+		return dir
+	}
+	stay := []Dir{
+		put("0000000000000001", 9*time.Hour, lockName, Program),
+		put("0000000000000002", time.Hour, lockName, Program),
+		put("0000000000000003", 5*time.Hour, lockName, Program, "bin/mine"),
+		put("notes-of-the-user", 5*time.Hour, Program),
+		put("0000000000000004", 5*time.Hour, lockName),
+		put("0000000000000005", 4*time.Hour, lockName, Program),
+	}
+	unlock, err := lock(stay[5], 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	gone := []Dir{put("0000000000000006", 2*time.Hour, lockName, Program), put("0000000000000007", 3*time.Hour, Program)}
+	elsewhere := filepath.Join(cache, "data", "0000000000000008")
+	if err := os.Symlink(string(stay[0]), elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveOld(cache, "0000000000000001"); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range append(stay, Dir(elsewhere)) {
+		if _, err := os.Lstat(string(dir)); err != nil {
+			t.Errorf("removed what must stay: %v", err)
+		}
+	}
+	for _, dir := range gone {
+		if _, err := os.Lstat(string(dir)); !os.IsNotExist(err) {
+			t.Errorf("%s is still there (%v)", dir, err)
+		}
+	}
 }

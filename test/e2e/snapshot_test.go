@@ -102,16 +102,10 @@ func TestSnapshot(t *testing.T) {
 	if err := fresh.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	importOnce := false
+	fresh.WaitReady(t, 4*time.Minute)
+	importEcho(t, fresh)
 	client := fresh.Client
 	fresh.Eventually(t, 4*time.Minute, func() (bool, string) {
-		if fresh.Ready(t.Context()) == nil && !importOnce {
-			importEcho(t, fresh)
-			importOnce = true
-		}
-		if _, err := os.Stat(fresh.Kubeconfig()); err != nil {
-			return false, err.Error()
-		}
 		d, err := client(t).AppsV1().Deployments("e2e-snapshot").Get(t.Context(), "server", metav1.GetOptions{})
 		if err != nil {
 			return false, err.Error()
