@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -33,11 +35,15 @@ type Departure struct {
 	local  Local
 	// self is its member of etcd; 0 if the datastore is another one.
 	self uint64
+	// external is set if its datastore is one outside, where nothing on this machine shows whether there are other servers.
+	external bool
 }
 
 // String is what a user reads before it happens.
 func (d *Departure) String() string {
 	switch {
+	case d.external && d.unable != nil:
+		return "this server from its cluster, which may have others"
 	case d.Node == "":
 		return "this server from its cluster, which has others"
 	case d.self != 0 || d.unable != nil:
@@ -46,7 +52,8 @@ func (d *Departure) String() string {
 	return fmt.Sprintf("the node %s from its cluster, which has other servers", d.Node)
 }
 
-// Departing returns how the server of a data dir leaves its cluster, nil if it is the only one, or no server.
+// Departing returns how the server of a data dir leaves its cluster, nil if it is the only one, or no server. If it cannot be asked,
+// a server on a datastore outside is taken for one of several.
 func Departing(ctx context.Context, dir layout.DataDir) *Departure {
 	d := &Departure{dir: dir, local: Local{Socket: dir.StatusSocket()}}
 	// A damaged one must not keep its owner from removing it.
@@ -54,9 +61,10 @@ func Departing(ctx context.Context, dir layout.DataDir) *Departure {
 	if membership.Removed {
 		return nil
 	}
+	d.external = onExternal(dir)
 	report, err := within(ctx, func(ctx context.Context) (*status.Report, error) { return status.Ask(ctx, d.local.Socket) })
 	switch {
-	case (err != nil || report.Role != status.RoleServer) && !membership.Shared:
+	case (err != nil || report.Role != status.RoleServer) && !membership.Shared && !d.external:
 		return nil
 	case err != nil && !errors.Is(err, status.ErrNotRunning):
 		d.unable = err
@@ -73,9 +81,11 @@ func Departing(ctx context.Context, dir layout.DataDir) *Departure {
 	})
 	var elsewhere *NotHereError
 	switch {
+	case errors.As(err, &elsewhere) && d.external:
+		return d.fromExternal(ctx)
 	case errors.As(err, &elsewhere):
-		return d.external(ctx)
-	case err != nil && membership.Shared:
+		return nil
+	case err != nil && (membership.Shared || d.external):
 		d.unable = err
 		return d
 	case err != nil, etcd.QuorumOf(members).Voters <= 1:
@@ -92,18 +102,28 @@ func within[T any](ctx context.Context, f func(context.Context) (T, error)) (T, 
 	return f(ctx)
 }
 
-// external returns d if the cluster has other servers on an external datastore.
-func (d *Departure) external(ctx context.Context) *Departure {
-	endpoint, err := datastore.ReadEndpoint(d.dir.DatastoreEndpoint())
+// onExternal reports whether the datastore of a server is one outside, which several servers can use.
+func onExternal(dir layout.DataDir) bool {
+	endpoint, err := datastore.ReadEndpoint(dir.DatastoreEndpoint())
 	if err != nil || !endpoint.LeaderElect {
-		return nil
+		return false
 	}
+	_, err = os.Stat(dir.Etcd())
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// fromExternal returns nil if the server is the only one on its datastore.
+func (d *Departure) fromExternal(ctx context.Context) *Departure {
 	client, err := d.client()
 	if err != nil {
-		return nil
+		d.unable = err
+		return d
 	}
 	servers, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: layout.ServerLabel})
-	if err != nil || len(servers.Items) <= 1 {
+	switch {
+	case err != nil:
+		d.unable = fmt.Errorf("list the servers: %w", err)
+	case len(servers.Items) <= 1:
 		return nil
 	}
 	return d
@@ -116,7 +136,11 @@ func (d *Departure) client() (kubernetes.Interface, error) {
 // Leave removes the server's node from its cluster, and its member of etcd. It changes nothing if the others would not be a majority.
 func (d *Departure) Leave(ctx context.Context) error {
 	if d.unable != nil {
-		return fmt.Errorf("this server is one of several, and cannot leave its cluster: %w", d.unable)
+		several := "is"
+		if d.external {
+			several = "may be"
+		}
+		return fmt.Errorf("this server %s one of several, and cannot leave its cluster: %w", several, d.unable)
 	}
 	if d.self != 0 {
 		members, _, err := d.local.Members(ctx)

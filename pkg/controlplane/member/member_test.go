@@ -22,7 +22,9 @@ import (
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd/etcdtest"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/status"
 )
 
@@ -30,6 +32,7 @@ func TestMembers(t *testing.T) {
 	kubeconfig := controlplanetest.Start(t, slog.New(slog.DiscardHandler))
 	t.Run("FollowNodes", func(t *testing.T) { followNodes(t, kubeconfig) })
 	t.Run("Leave", func(t *testing.T) { leave(t, kubeconfig) })
+	t.Run("LeaveExternal", func(t *testing.T) { leaveExternal(t, kubeconfig) })
 }
 
 // The member of a removed server's node is removed, and never one without which the others would not be a majority.
@@ -267,6 +270,67 @@ func leave(t *testing.T, kubeconfig string) {
 		if strings.Contains(m.Problem, "://") {
 			t.Errorf("the reason repeats the member's address: %s", m.Problem)
 		}
+	}
+}
+
+// A server on a database outside cannot tell whether it is the only one unless the API answers: until then, it is one of several.
+func leaveExternal(t *testing.T, kubeconfig string) {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	client := controlplanetest.Client(t, kubeconfig)
+	dir := layout.DataDir(t.TempDir())
+	t.Cleanup(func() { _ = os.RemoveAll(dir.Run()) })
+	if Departing(t.Context(), dir) != nil {
+		t.Error("a server that has never started leaves a cluster")
+	}
+	if err := (datastore.Endpoint{Servers: "unix:///kine.sock", LeaderElect: true}).Write(dir.DatastoreEndpoint()); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(why string) {
+		t.Helper()
+		departure := Departing(t.Context(), dir)
+		if departure == nil {
+			t.Fatalf("it is taken for the only one, although %s", why)
+		}
+		if err := departure.Leave(t.Context()); err == nil || !strings.Contains(err.Error(), "may be one of several") || !strings.Contains(err.Error(), why) {
+			t.Errorf("it leaves with %v, want an error with %q", err, why)
+		}
+	}
+	refused("it does not run")
+	socket, err := status.Serve(t.Context(), dir.StatusSocket(), status.Report{Role: status.RoleServer, Node: "x"}, component.NewManager(log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	Serve(socket, nil, "PostgreSQL")
+	refused("no such file")
+
+	text, err := os.ReadFile(kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := atomicfile.Write(dir.Kubeconfig("polymesh"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.CoreV1().Nodes().DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"x", "y"} {
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{layout.ServerLabel: "true"}}}
+		if _, err := client.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	departure := Departing(t.Context(), dir)
+	if departure == nil || departure.String() != "the node x from its cluster, which has other servers" {
+		t.Fatalf("%v leaves", departure)
+	}
+	if err := departure.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.CoreV1().Nodes().Get(t.Context(), "x", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("its node: %v", err)
+	}
+	if again := Departing(t.Context(), dir); again != nil {
+		t.Errorf("as the only one, %v leaves", again)
 	}
 }
 

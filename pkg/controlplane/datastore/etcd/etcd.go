@@ -69,10 +69,9 @@ const (
 )
 
 const (
-	// The timing for one member is etcd's default. With several, on machines that do other work too, a busy disk must not look like the
-	// death of the leader (https://etcd.io/docs/v3.6/tuning/#time-parameters).
-	tick, election             = 100, 1000 // milliseconds
-	sharedTick, sharedElection = 300, 3000 // milliseconds
+	// Longer than etcd's default: on machines that do other work too, a busy disk must not look like the death of the leader
+	// (https://etcd.io/docs/v3.6/tuning/#time-parameters). All members need the same, also the first one before others join.
+	tick, election = 300, 3000 // milliseconds
 	// defragAbove is how much a defragmentation at the start must free, in megabytes.
 	defragAbove = 100
 	// requestTimeout is the time for a request to the member in this process.
@@ -241,9 +240,6 @@ func (e *Etcd) config(id identity, dir string, join []Peer) (*embed.Config, erro
 		cfg.ClusterState, cfg.InitialCluster = embed.ClusterStateFlagExisting, strings.Join(members, ",")
 	}
 	cfg.TickMs, cfg.ElectionMs = tick, election
-	if id.Shared || len(join) > 0 {
-		cfg.TickMs, cfg.ElectionMs = sharedTick, sharedElection
-	}
 	if e.opts.Args.Heartbeat > 0 {
 		cfg.TickMs, cfg.ElectionMs = e.opts.Args.Heartbeat, e.opts.Args.Election
 	}
