@@ -190,7 +190,7 @@ func (b *bench) growHollow(ctx context.Context, c *node.Cluster, g *growing, nod
 		if _, err := g.client.AppsV1().Deployments(growthNamespace).Create(ctx, deployment, metav1.CreateOptions{}); err != nil {
 			return err
 		}
-		return eventually(ctx, g.Node, startLimit, func() error {
+		return eventually(ctx, g.Node, growLimit, func() error {
 			found, err := g.client.AppsV1().Deployments(growthNamespace).Get(ctx, deployment.Name, metav1.GetOptions{})
 			if err == nil && found.Status.ReadyReplicas < *deployment.Spec.Replicas {
 				err = fmt.Errorf("%d of %d pods are Ready", found.Status.ReadyReplicas, *deployment.Spec.Replicas)
@@ -292,7 +292,7 @@ func (b *bench) growFakes(ctx context.Context, g *growing, pods int) (err error)
 		if err := createPods(ctx, g.Node, pods); err != nil {
 			return err
 		}
-		return eventually(ctx, g.Node, startLimit, func() error {
+		return eventually(ctx, g.Node, growLimit, func() error {
 			err := podsRun(ctx, g.client)
 			if err != nil {
 				_ = wait(ctx, 10*poll) // each time the server reads all pods

@@ -19,6 +19,9 @@ import (
 // startLimit ends a start that hangs; it is not a speed requirement.
 const startLimit = 10 * time.Minute
 
+// growLimit ends pods that never become ready. 5,000 of them take ten minutes beside PostgreSQL on two cores.
+const growLimit = 30 * time.Minute
+
 // milestone is a point during a start.
 type milestone struct {
 	figure  figureID
