@@ -291,7 +291,7 @@ func TestListIsComplete(t *testing.T) {
 			return
 		}
 		<-list
-		nodes := corev1.NodeList{ListMeta: metav1.ListMeta{ResourceVersion: "1"}}
+		nodes := corev1.NodeList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "NodeList"}, ListMeta: metav1.ListMeta{ResourceVersion: "1"}}
 		for _, name := range []string{"b", "c"} {
 			nodes.Items = append(nodes.Items, *nodeObject(name, "127.0.0.1"))
 		}

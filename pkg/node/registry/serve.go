@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"context"
 	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
@@ -73,8 +72,9 @@ func (r *Registry) authorization() string { return "Bearer " + r.secret }
 func accept(w http.ResponseWriter, h *http.Request) (request, bool) {
 	switch {
 	case h.ContentLength != 0:
-		// Go's server would wait for it, without a limit, before it answers.
+		// Go's server would wait for it, without a limit, before it answers, and again before it closes the connection.
 		w.Header().Set("Connection", "close")
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now())
 		refuse(w, http.StatusBadRequest, "UNSUPPORTED", "a request for content has no body")
 	case h.Method != http.MethodGet && h.Method != http.MethodHead:
 		w.Header().Set("Allow", "GET, HEAD")

@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"sync"
-	"time"
 )
 
 // turns limits how many requests of other nodes are answered at a time, all together and of one node, so that no node takes all turns.
