@@ -133,36 +133,66 @@ func (s *Store) CopiesFrom(ctx context.Context, node string) (int, error) {
 	return n, nil
 }
 
-// BytesFrom returns how many bytes the images have that this node has copied from another one. What they share counts once. It stops when it
+// BytesFrom returns how many bytes the images and signatures have that this node has copied from another one. What they share counts once. It stops when it
 // has counted more than limit.
 func (s *Store) BytesFrom(ctx context.Context, node string, limit int64) (size int64, err error) {
-	ctx = namespaces.WithNamespace(ctx, Namespace)
-	list, err := s.client.ImageService().List(ctx, copiedFrom(node))
-	if err != nil {
-		return 0, fmt.Errorf("list images: %w", err)
-	}
 	counted := map[digest.Digest]bool{}
-	for _, image := range list {
-		queue := []ocispec.Descriptor{image.Target}
-		for len(queue) > 0 && size <= limit {
-			d := queue[0]
-			queue = queue[1:]
-			if counted[d.Digest] {
-				continue
+	for _, namespace := range []string{Namespace, signatureNamespace} {
+		ctx := namespaces.WithNamespace(ctx, namespace)
+		list, err := s.client.ImageService().List(ctx, copiedFrom(node))
+		if err != nil {
+			return 0, fmt.Errorf("list images: %w", err)
+		}
+		for _, image := range list {
+			queue := []ocispec.Descriptor{image.Target}
+			for len(queue) > 0 && size <= limit {
+				d := queue[0]
+				queue = queue[1:]
+				if counted[d.Digest] {
+					continue
+				}
+				counted[d.Digest] = true
+				size += max(d.Size, 0)
+				if !isDocument(d.MediaType) {
+					continue
+				}
+				children, err := images.Children(ctx, s.client.ContentStore(), d)
+				if notFoundIsNil(err) != nil {
+					return size, fmt.Errorf("read the content of image %s: %w", image.Name, err)
+				}
+				queue = append(queue, children...)
 			}
-			counted[d.Digest] = true
-			size += max(d.Size, 0)
-			if !isDocument(d.MediaType) {
-				continue
-			}
-			children, err := images.Children(ctx, s.client.ContentStore(), d)
-			if notFoundIsNil(err) != nil {
-				return size, fmt.Errorf("read the content of image %s: %w", image.Name, err)
-			}
-			queue = append(queue, children...)
 		}
 	}
 	return size, nil
+}
+
+// Removed records which images were copied from nodes that are not known, because they were removed from the cluster: later deploys here release
+// them (pins).
+func (s *Store) Removed(ctx context.Context, known func(node string) bool) error {
+	ctx = namespaces.WithNamespace(ctx, Namespace)
+	list, err := s.client.ImageService().List(ctx, fmt.Sprintf("labels.%q", fromLabel))
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	changed := false
+	for _, image := range list {
+		removed := ""
+		if !known(image.Labels[fromLabel]) {
+			removed = "true"
+		}
+		if image.Labels[removedLabel] == removed {
+			continue
+		}
+		if err := s.label(ctx, image.Name, map[string]string{removedLabel: removed}); notFoundIsNil(err) != nil {
+			return err
+		}
+		changed = true
+	}
+	if !changed {
+		return nil
+	}
+	return s.Pin(ctx, Wanted{})
 }
 
 // copiedFrom is containerd's filter for what came from a node.
@@ -418,7 +448,7 @@ func (c Copy) labels() map[string]string {
 		imported = "true"
 	}
 	return map[string]string{
-		pushedLabel: c.Pushed, fromLabel: c.From, deployedLabel: c.Deployed, projectLabel: c.Project, serviceLabel: c.Service,
+		pushedLabel: c.Pushed, fromLabel: c.From, removedLabel: "", deployedLabel: c.Deployed, projectLabel: c.Project, serviceLabel: c.Service,
 		importedLabel: imported, pinnedLabel: pinnedValue, releasedLabel: "",
 		archiveLabel: "", archiveCountLabel: "",
 	}

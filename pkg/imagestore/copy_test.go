@@ -224,3 +224,53 @@ func TestPinsOfCopies(t *testing.T) {
 		t.Error("an image that was loaded is released")
 	}
 }
+
+// The copies of a node that was removed are released by later deploys of this node, and release none of its images.
+func TestPinsOfRemovedNodes(t *testing.T) {
+	image := func(name, day, from string, removed bool) heldImage {
+		h := heldOf(name, false, deployedLabel+"=2026-01-"+day+"T00:00:00Z", projectLabel+"=p", serviceLabel+"=s", pinnedLabel+"=pinned", pushedLabel+"=x")
+		if from != "" {
+			h.labels[fromLabel] = from
+		}
+		if removed {
+			h.labels[removedLabel] = "true"
+		}
+		return h
+	}
+	list := func(own int) []heldImage {
+		all := []heldImage{
+			image("gone:old", "01", "b", true), image("gone:future", "31", "b", true), image("there:old", "01", "c", false),
+			heldOf("loaded:1", false, pushedLabel+"=x", importedLabel+"=true", fromLabel+"=b", removedLabel+"=true", pinnedLabel+"=pinned"),
+		}
+		for i := range own {
+			all = append(all, image(fmt.Sprint("own:", i), fmt.Sprint(10+i), "", false))
+		}
+		// Those of another service, and of another node, do not count.
+		for i := range KeptDeploys {
+			other := image(fmt.Sprint("other:", i), fmt.Sprint(10+i), "", false)
+			other.labels[serviceLabel] = "other"
+			all = append(all, other, image(fmt.Sprint("copy:", i), fmt.Sprint(20+i), "c", false))
+		}
+		return all
+	}
+	for own := range KeptDeploys + 2 {
+		got := settle(t, list(own), Wanted{})
+		released := own >= KeptDeploys
+		if pinned := got["gone:old"][pinnedLabel] != ""; pinned == released {
+			t.Errorf("after %d deploys, the image of a node that was removed is pinned: %t", own, pinned)
+		}
+		if released && (got["gone:old"][fromLabel] != "" || got["gone:old"][removedLabel] != "") {
+			t.Errorf("it is released with %v", got["gone:old"])
+		}
+		for _, name := range []string{"gone:future", "loaded:1"} {
+			if got[name][pinnedLabel] == "" {
+				t.Errorf("after %d deploys, %s is released", own, name)
+			}
+		}
+		for i := range own {
+			if name := fmt.Sprint("own:", i); (got[name][pinnedLabel] != "") != (i >= own-KeptDeploys) {
+				t.Errorf("of %d own images, %s has %v", own, name, got[name])
+			}
+		}
+	}
+}

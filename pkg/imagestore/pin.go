@@ -22,7 +22,8 @@ import (
 //	payload    it came with Polymesh: while the payload is this version's or the one before (their programs stay as long)
 //	archive    it came from <data-dir>/agent/images: while the archive lies there as it was
 //	deployed   `polymesh deploy` loaded it, here or on the node that this one keeps a copy for: while it is one of the last KeptDeploys
-//	           of its service; or it was pushed, or came from another node (KeepLabels): while it is one of the last of its repository
+//	           of its service; or it was pushed, or came from another node (KeepLabels): while it is one of the last of its repository.
+//	           If the node that this one keeps a copy for was removed, also later deploys here release it
 //	imported   it was added without a registry in another way (`ctr images import`): until the user removes it
 //
 // Images that are no longer needed are released: the kubelet may then remove them when it needs space. Pulled images are
@@ -48,6 +49,8 @@ const (
 	// other one's name then.
 	pushedLabel = "polymesh.dev/pushed"
 	fromLabel   = "polymesh.dev/copied-from"
+	// removedLabel is "true" if that node is not in the cluster any more.
+	removedLabel = "polymesh.dev/copied-from-removed"
 	// releasedLabel is the digest that was released under this name. Another image with that name is a new one.
 	releasedLabel = "polymesh.dev/released"
 )
@@ -88,7 +91,7 @@ func pins(all []heldImage, w Wanted) map[string]map[string]string {
 		if !kept[image.name] {
 			next[deployedLabel], next[projectLabel], next[serviceLabel] = "", "", ""
 			if have[importedLabel] == "" {
-				next[pushedLabel], next[fromLabel] = "", ""
+				next[pushedLabel], next[fromLabel], next[removedLabel] = "", "", ""
 			}
 		}
 		switch {
@@ -107,9 +110,9 @@ func pins(all []heldImage, w Wanted) map[string]map[string]string {
 	return changes
 }
 
-// keptDeploys returns the names of the last deployed images of each service.
+// keptDeploys returns the names of the last deployed images of each service. Another node decides only for how long its own images are kept.
+// When it was removed from the cluster, it releases none of them any more: then this node's own ones do so, but never the other way round.
 func keptDeploys(all []heldImage) map[string]bool {
-	// Another node decides only for how long its own images are kept.
 	type service struct{ project, name, from string }
 	deploys := map[service][]heldImage{}
 	for _, image := range all {
@@ -119,15 +122,22 @@ func keptDeploys(all []heldImage) map[string]bool {
 		}
 	}
 	kept := map[string]bool{}
-	for _, list := range deploys {
+	for s, list := range deploys {
 		slices.SortFunc(list, func(a, b heldImage) int {
 			if c := strings.Compare(b.labels[deployedLabel], a.labels[deployedLabel]); c != 0 {
 				return c
 			}
 			return strings.Compare(a.name, b.name)
 		})
+		own := deploys[service{project: s.project, name: s.name}]
 		for _, image := range list[:min(len(list), KeptDeploys)] {
-			kept[image.name] = true
+			later := 0
+			for _, o := range own {
+				if o.labels[deployedLabel] > image.labels[deployedLabel] {
+					later++
+				}
+			}
+			kept[image.name] = image.labels[removedLabel] == "" || later < KeptDeploys
 		}
 	}
 	return kept
@@ -141,7 +151,7 @@ func (s *Store) Deployed(ctx context.Context, ref, project, service string) erro
 	err := s.label(ctx, ref, map[string]string{
 		deployedLabel: deployedNow(), projectLabel: project, serviceLabel: service,
 		// Until now it may have been labeled as imported by the user, or as another node's copy.
-		pinnedLabel: pinnedValue, importedLabel: "", releasedLabel: "", fromLabel: "",
+		pinnedLabel: pinnedValue, importedLabel: "", releasedLabel: "", fromLabel: "", removedLabel: "",
 	})
 	if err != nil {
 		return err

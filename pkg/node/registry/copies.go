@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/http"
 	"reflect"
 	"slices"
@@ -69,6 +68,7 @@ type copies struct {
 	ctx       context.Context // of the component, while it runs
 	tasks     sync.WaitGroup
 	receiving map[offer]*arriving
+	budgets   map[string]*budget // of agents of which copies come
 }
 
 // made is a copy that another node has. It may need a request again when the image, the reason to keep it, or the preferred node changes.
@@ -84,14 +84,13 @@ type offer struct{ node, image string }
 // arriving is a copy that this node gets.
 type arriving struct {
 	target digest.Digest
-	size   int64 // of what has come or is coming
 	done   bool
 	err    error
 	at     time.Time // when it was done
 }
 
 func newCopies(r *Registry) *copies {
-	return &copies{Registry: r, wake: component.NewWake(), receiving: map[offer]*arriving{}}
+	return &copies{Registry: r, wake: component.NewWake(), receiving: map[offer]*arriving{}, budgets: map[string]*budget{}}
 }
 
 // look starts a round soon.
@@ -144,6 +143,11 @@ func (c *copies) run(ctx context.Context) {
 func (c *copies) round(ctx context.Context) (pending, failed bool, err error) {
 	c.rounds.Lock()
 	defer c.rounds.Unlock()
+	if c.peers.complete.Load() {
+		if err := c.store.Removed(ctx, c.peers.known); err != nil {
+			return false, false, err
+		}
+	}
 	list, err := c.store.Copies(ctx)
 	if err != nil {
 		return false, false, err
@@ -240,7 +244,7 @@ func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*pe
 	if from >= 0 {
 		// The first node does this while it has the image.
 		copied.at = copied.first
-		if _, err := c.peers.has(ctx, copied.at, q); err == nil {
+		if c.peers.has(ctx, copied.at, q) == nil {
 			return copied, true, nil
 		}
 	}
@@ -354,13 +358,14 @@ func (a *alone) String() string {
 
 // serveCopy answers another node that asks for a copy.
 func (r *Registry) serveCopy(w http.ResponseWriter, h *http.Request, name string) {
+	conn := http.NewResponseController(w)
+	_ = conn.SetReadDeadline(time.Now().Add(askTimeout))
 	if h.Method != http.MethodPost {
 		w.Header().Set("Allow", "POST")
 		refuse(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "use POST")
 		return
 	}
 	var c imagestore.Copy
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(askTimeout))
 	text, err := io.ReadAll(http.MaxBytesReader(w, h.Body, 64<<10))
 	if err == nil {
 		err = json.Unmarshal(text, &c)
@@ -372,6 +377,13 @@ func (r *Registry) serveCopy(w http.ResponseWriter, h *http.Request, name string
 		refuse(w, http.StatusBadRequest, "MANIFEST_INVALID", oneLine(err.Error()))
 		return
 	}
+	_ = conn.SetReadDeadline(time.Time{}) // its turn may take longer to come
+	end, ok := r.asks.take(h.Context(), name)
+	if !ok {
+		refuseMany(w)
+		return
+	}
+	defer end()
 	from := r.peers.named(name)
 	if from == nil {
 		refuse(w, http.StatusServiceUnavailable, "UNAVAILABLE", "the node's address is not known yet")
@@ -451,7 +463,7 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 	c.tasks.Go(func() {
 		limited, cancel := context.WithTimeout(ctx, copyTime)
 		defer cancel()
-		err := c.get(limited, image, from, a)
+		err := c.get(limited, image, from)
 		if err == nil {
 			c.log.Info("this node keeps a copy of another node's image", "image", image.Name, "digest", image.Target.Digest, "node", from.name)
 		} else if ctx.Err() == nil {
@@ -515,41 +527,92 @@ func share(all uint64) int64 { return int64(max(all/10, minShare)) }
 
 const minShare = 4 << 30
 
-// admit returns an error if this node would keep more of an agent's images than it may, with a part that comes. kept is what it had when the
-// copy began.
-func (c *copies) admit(a *arriving, node string, size, kept, limit int64, began time.Time) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for what, o := range c.receiving {
-		if what.node == node && (!o.done || o.at.After(began)) {
-			kept += o.size
-		}
-	}
-	if kept > limit-size {
-		return fmt.Errorf("this node keeps %d of at most %d MiB of images of node %s, and this part has %d MiB: remove images of that node that are not needed", kept>>20, limit>>20, node, size>>20)
-	}
-	a.size += size
-	return nil
+// budget counts the bytes that one agent's images have here, from when the first of some copies begins until none is under way.
+type budget struct {
+	running int // copies; guarded by copies.mu
+
+	mu       sync.Mutex
+	measured bool
+	used     int64 // at the first part, and with all parts since then
 }
 
-// get gets an image's content from a node.
-func (c *copies) get(ctx context.Context, image imagestore.Copy, from *peer, a *arriving) error {
-	began, kept, limit := time.Now(), int64(0), int64(math.MaxInt64)
-	if !from.server {
-		_, all, err := c.disk()
+// spend returns an error if the images would have more than limit with a part that comes. kept returns what they have. The part counts also
+// after its copy is done: the next budget measures it.
+func (b *budget) spend(node string, part, limit int64, kept func() (int64, error)) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.measured {
+		used, err := kept()
 		if err != nil {
 			return err
 		}
-		limit = share(all)
-		if kept, err = c.store.BytesFrom(ctx, from.name, limit); err != nil {
-			return err
+		b.used, b.measured = used, true
+	}
+	if b.used > limit-part {
+		return fmt.Errorf("this node keeps %d of at most %d MiB of images of node %s, and this part has %d MiB: remove images of that node that are not needed", b.used>>20, limit>>20, node, part>>20)
+	}
+	b.used += part
+	return nil
+}
+
+// refund takes back what was spent for a copy that failed.
+func (b *budget) refund(parts int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.used -= parts
+}
+
+// budget returns an agent's budget for one more copy. end is called after that.
+func (c *copies) budget(node string) (b *budget, end func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b = c.budgets[node]; b == nil {
+		b = &budget{}
+		c.budgets[node] = b
+	}
+	b.running++
+	return b, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if b.running--; b.running == 0 {
+			delete(c.budgets, node)
 		}
 	}
+}
+
+// get gets an image's content from a node.
+func (c *copies) get(ctx context.Context, image imagestore.Copy, from *peer) error {
+	if from.server {
+		return c.getWithin(ctx, image, from, func(int64) error { return nil })
+	}
+	_, all, err := c.disk()
+	if err != nil {
+		return err
+	}
+	limit := share(all)
+	b, end := c.budget(from.name)
+	defer end()
+	var spent atomic.Int64
+	err = c.getWithin(ctx, image, from, func(part int64) error {
+		err := b.spend(from.name, part, limit, func() (int64, error) { return c.store.BytesFrom(ctx, from.name, limit) })
+		if err == nil {
+			spent.Add(part)
+		}
+		return err
+	})
+	if err != nil {
+		b.refund(spent.Load())
+	}
+	return err
+}
+
+// getWithin is get, with a limit: admit returns an error for a part, of a size, that is too much.
+func (c *copies) getWithin(ctx context.Context, image imagestore.Copy, from *peer, admit func(int64) error) error {
 	return c.store.Receive(ctx, image, func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
 		if err := c.enoughSpace(d.Size); err != nil {
 			return nil, err
 		}
-		if err := c.admit(a, from.name, d.Size, kept, limit, began); err != nil {
+		if err := admit(d.Size); err != nil {
 			return nil, err
 		}
 		q, err := partOf(image.Name, d)

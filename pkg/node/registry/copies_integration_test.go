@@ -153,6 +153,12 @@ func TestKeptCopies(t *testing.T) {
 				}
 			}
 		}
+		sign := there.signed(t, "d", "docker.io/shop/bytes0", target("shop/bytes0"))
+		ok(t, m.store.Receive(ctx, sign, there.fetch))
+		var parts ocispec.Manifest
+		ok(t, json.Unmarshal(there[sign.Target.Digest], &parts))
+		// Its config is that of the images.
+		want += sign.Target.Size + parts.Layers[0].Size
 		for node, want := range map[string]int64{"d": want, "e": 0} {
 			if got, err := m.store.BytesFrom(ctx, node, 1<<40); err != nil || got != want {
 				t.Errorf("%d bytes of %s, want %d: %v", got, node, want, err)
@@ -160,6 +166,43 @@ func TestKeptCopies(t *testing.T) {
 		}
 		if got, err := m.store.BytesFrom(ctx, "d", 10); err != nil || got <= 10 || got > want {
 			t.Errorf("more than 10 bytes are %d: %v", got, err)
+		}
+	})
+
+	// A node that was removed and comes again is noticed, by its name; its copies are released by later deploys here only while it is away.
+	t.Run("removed", func(t *testing.T) {
+		c := imagestore.NewDeployed("docker.io/shop/left:"+hash, "project", "left")
+		c.From, c.Target = "gone", there.manifest(t, "left")
+		ok(t, m.store.Receive(ctx, c, there.fetch))
+		deploy := func(i int) {
+			t.Helper()
+			ref := fmt.Sprintf("shop/left:%d-%s", i, hash)
+			m.load(newImage(t), ref, false)
+			ok(t, m.store.Deployed(ctx, "docker.io/"+ref, "project", "left"))
+		}
+		known := func(is bool) func(string) bool { return func(node string) bool { return is || node != "gone" } }
+		ok(t, m.store.Removed(ctx, known(false)))
+		ok(t, m.store.Removed(ctx, known(true)))
+		for i := range imagestore.KeptDeploys {
+			deploy(i)
+		}
+		if n := from("gone"); n != 1 {
+			t.Errorf("a node that was removed and came again has %d copies after other deploys, want 1", n)
+		}
+		ok(t, m.store.Removed(ctx, known(false)))
+		if n := from("gone"); n != 0 {
+			t.Errorf("%d copies of a node that was removed are kept after other deploys", n)
+		}
+		if has, err := m.store.HasCopy(ctx, c); err != nil || !has {
+			t.Errorf("what is released is left to the kubelet: %t, %v", has, err)
+		}
+		// Nothing replaces it yet.
+		only := imagestore.NewDeployed("docker.io/shop/only:"+hash, "project", "only")
+		only.From, only.Target = "gone", there.manifest(t, "only")
+		ok(t, m.store.Receive(ctx, only, there.fetch))
+		ok(t, m.store.Removed(ctx, known(false)))
+		if n := from("gone"); n != 1 {
+			t.Errorf("the only copy is released: %d are kept", n)
 		}
 	})
 

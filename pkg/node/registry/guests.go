@@ -12,15 +12,20 @@ import (
 // shows it at once, and others must not keep it from the port by holding connections. All nodes of a large cluster may connect at once.
 const maxGuests = 1024
 
-// guests are the connections of a port that have not shown yet who they are.
+// guests are the connections of a port, of which some have not shown yet who they are.
 type guests struct {
 	net.Listener
+	most    int // connections that one may have
 	mu      sync.Mutex
 	waiting *list.List // of *guest, the oldest first
-	known   int
+	// known is how many connections of each are answered, all how many there are together.
+	known map[string]int
+	all   int
 }
 
-func newGuests(l net.Listener) *guests { return &guests{Listener: l, waiting: list.New()} }
+func newGuests(l net.Listener, most int) *guests {
+	return &guests{Listener: l, most: most, waiting: list.New(), known: map[string]int{}}
+}
 
 // guest is one connection.
 type guest struct {
@@ -28,6 +33,7 @@ type guest struct {
 	of     *guests
 	at     *list.Element // nil once it is known, or closed
 	known  bool
+	who    string // once it is known
 	closed bool
 }
 
@@ -60,30 +66,34 @@ func (n *guest) Close() error {
 		n.at = nil
 	}
 	if n.known {
-		n.of.known--
 		n.known = false
+		n.of.all--
+		if n.of.known[n.who]--; n.of.known[n.who] == 0 {
+			delete(n.of.known, n.who)
+		}
 	}
 	n.closed = true
 	n.of.mu.Unlock()
 	return n.Conn.Close()
 }
 
-// welcome notes that a connection may be answered. It returns false if too many are.
-func (n *guest) welcome() bool {
+// welcome notes whose a connection is, and that it may be answered. It returns false if too many are, of all or of this one.
+func (n *guest) welcome(who string) bool {
 	n.of.mu.Lock()
 	defer n.of.mu.Unlock()
 	switch {
 	case n.known:
 		return true
-	case n.closed || n.of.known >= maxConnections:
+	case n.closed || n.of.all >= maxConnections || n.of.known[who] >= n.of.most:
 		return false
 	}
 	if n.at != nil {
 		n.of.waiting.Remove(n.at)
 		n.at = nil
 	}
-	n.known = true
-	n.of.known++
+	n.known, n.who = true, who
+	n.of.known[who]++
+	n.of.all++
 	return true
 }
 
@@ -101,7 +111,7 @@ func withGuest(ctx context.Context, conn net.Conn) context.Context {
 }
 
 // welcome is guest.welcome for the connection of a request.
-func welcome(ctx context.Context) bool {
+func welcome(ctx context.Context, who string) bool {
 	n, ok := ctx.Value(guestKey{}).(*guest)
-	return !ok || n.welcome()
+	return !ok || n.welcome(who)
 }

@@ -14,9 +14,9 @@ func TestGuests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := newGuests(l)
+	g := newGuests(l, 2)
 	server := &http.Server{ConnContext: withGuest, ReadHeaderTimeout: time.Hour, Handler: http.HandlerFunc(func(w http.ResponseWriter, h *http.Request) {
-		if h.Header.Get("Authorization") != "" && !welcome(h.Context()) {
+		if who := h.Header.Get("Authorization"); who != "" && !welcome(h.Context(), who) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})}
@@ -34,13 +34,13 @@ func TestGuests(t *testing.T) {
 		}
 		return conn
 	}
-	ask := func(client *http.Client) int {
+	askAs := func(who string, client *http.Client) int {
 		t.Helper()
 		h, err := http.NewRequest(http.MethodGet, "http://"+l.Addr().String(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		h.Header.Set("Authorization", "yes")
+		h.Header.Set("Authorization", who)
 		answer, err := client.Do(h)
 		if err != nil {
 			t.Fatal(err)
@@ -51,6 +51,7 @@ func TestGuests(t *testing.T) {
 		}
 		return answer.StatusCode
 	}
+	ask := func(client *http.Client) int { return askAs("yes", client) }
 	keeping := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}}
 	if got := ask(keeping); got != http.StatusOK {
 		t.Fatal(got)
@@ -73,15 +74,29 @@ func TestGuests(t *testing.T) {
 	known := func() int {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		return g.known
+		return g.all
 	}
 	for deadline := time.Now().Add(30 * time.Second); known() != 1 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 	}
 	if n := known(); n != 1 {
 		t.Errorf("%d connections are known, want the one that is kept", n)
 	}
+	// One that has as many connections as it may keeps no other one from the port.
+	for range 2 {
+		client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}}
+		defer client.CloseIdleConnections()
+		if got := askAs("greedy", client); got != http.StatusOK {
+			t.Errorf("one of the allowed connections gets %d", got)
+		}
+	}
+	if got := askAs("greedy", &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}); got != http.StatusServiceUnavailable {
+		t.Errorf("one more connection of the same gets %d", got)
+	}
+	if got := askAs("another", &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}); got != http.StatusOK {
+		t.Errorf("a connection of another one gets %d", got)
+	}
 	g.mu.Lock()
-	g.known = maxConnections
+	g.all = maxConnections
 	waiting := g.waiting.Len()
 	g.mu.Unlock()
 	if waiting > maxGuests {

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -47,7 +48,7 @@ const (
 	holdersTime                 = 30 * time.Minute
 	missedTime                  = time.Minute
 	maxRepositories, maxHolders = 512, 4
-	// manifestTimeout is how long a node may take to send a manifest.
+	// manifestTimeout is how long a node may take to send a manifest after it has begun to answer.
 	manifestTimeout = 5 * time.Second
 	// forgedTime is how long a node is not asked for a repository's images after it has sent something wrong, brokenTime after it has not sent
 	// all of a blob.
@@ -79,6 +80,8 @@ type peers struct {
 	nodes cache.Store
 	// changed is called when a node has come, has gone, or has begun or ceased to report; nil for nothing.
 	changed func()
+	// complete is set once all nodes of the cluster are in the list: one that is not there has been removed.
+	complete atomic.Bool
 
 	mu      sync.Mutex
 	clients map[string]*peer // by name and address
@@ -162,7 +165,15 @@ func (p *peers) run(ctx context.Context, client kubernetes.Interface) {
 			DeleteFunc: func(o any) { note(p.nodes.Delete)(o); changed() },
 		},
 	})
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		if cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
+			p.complete.Store(true)
+			changed()
+		}
+	})
 	informer.RunWithContext(ctx)
+	tasks.Wait()
 }
 
 // trim leaves of a node what is needed here: nodes are large, and there may be many.
@@ -309,23 +320,19 @@ func (p *peers) ask(ctx context.Context, o *peer, method string, q request) (*ht
 	return answer, nil
 }
 
-// has asks a node whether it has a manifest, and returns what it says about it, which is not verified.
-func (p *peers) has(ctx context.Context, o *peer, q request) (d ocispec.Descriptor, err error) {
+// has returns nil if a node says that it has a manifest, by its digest.
+func (p *peers) has(ctx context.Context, o *peer, q request) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	answer, err := p.ask(ctx, o, http.MethodHead, q)
 	if err != nil {
-		return d, err
+		return err
 	}
 	answer.Body.Close()
-	d = ocispec.Descriptor{MediaType: answer.Header.Get("Content-Type"), Digest: digest.Digest(answer.Header.Get("Docker-Content-Digest")), Size: answer.ContentLength}
-	if err := d.Digest.Validate(); err != nil || q.digest != "" && d.Digest != q.digest {
-		return d, fmt.Errorf("node %s answers with the digest %.100q for %s", o.name, d.Digest, q.name())
+	if got := answer.Header.Get("Docker-Content-Digest"); got != q.digest.String() {
+		return fmt.Errorf("node %s answers with the digest %.100q for %s", o.name, got, q.name())
 	}
-	if !images.IsManifestType(d.MediaType) && !images.IsIndexType(d.MediaType) || d.Size <= 0 || d.Size > maxManifest {
-		return d, fmt.Errorf("node %s answers with %d bytes of %.100q for %s", o.name, d.Size, d.MediaType, q.name())
-	}
-	return d, nil
+	return nil
 }
 
 // errNoNode means that no node that may be asked has an image.
@@ -338,23 +345,14 @@ type document struct {
 	text []byte
 }
 
-// get gets a manifest from a node and verifies it. containerd uses the size and media type of its first HEAD for every host, so a wrong one
-// would also make the registry's answer fail.
+// get gets a manifest from a node. A node that sends another one is not asked for the repository for a time.
 func (p *peers) get(ctx context.Context, o *peer, q request) (document, error) {
-	d, err := p.has(ctx, o, q)
-	if err != nil {
-		return document{}, err
-	}
-	text, err := p.manifest(ctx, o, q, d.Digest)
-	if err == nil {
-		d.Size = int64(len(text))
-		d.MediaType, err = mediaTypeOf(text)
-	}
+	d, err := p.manifest(ctx, o, q)
 	if errors.Is(err, errForged) {
 		p.log.Warn("a node sends a manifest that is not what it says", "image", q.name(), "node", o.name, "err", err)
 		p.avoid(q.repository(), o, forgedTime)
 	}
-	return document{o, d, text}, err
+	return d, err
 }
 
 // find asks nodes for a manifest, some at a time; the first that has it wins.
@@ -486,24 +484,42 @@ func (r *Registry) fromPeers(w http.ResponseWriter, h *http.Request, q request) 
 // errForged means that content is not what its digest or media type says.
 var errForged = errors.New("the content is another")
 
-// manifest reads a manifest from a node and verifies it.
-func (p *peers) manifest(ctx context.Context, o *peer, q request, d digest.Digest) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, manifestTimeout)
+// manifest reads a manifest from a node and verifies it: by the digest in the request, or by the one that the node says a tag means. Its size and
+// media type are those of the text, not what the node says: containerd uses those of its first HEAD for every host, so wrong ones would also make
+// the registry's answer fail.
+func (p *peers) manifest(ctx context.Context, o *peer, q request) (document, error) {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	q.tag, q.digest = "", d
+	limit := time.AfterFunc(askTimeout, cancel)
+	defer limit.Stop()
 	answer, err := p.ask(ctx, o, http.MethodGet, q)
 	if err != nil {
-		return nil, err
+		return document{}, err
 	}
 	defer answer.Body.Close()
+	limit.Reset(manifestTimeout)
+	want := q.digest
+	if want == "" {
+		want = digest.Digest(answer.Header.Get("Docker-Content-Digest"))
+		if err := want.Validate(); err != nil {
+			return document{}, fmt.Errorf("node %s answers with the digest %.100q for %s", o.name, want, q.name())
+		}
+	}
+	if answer.ContentLength > maxManifest {
+		return document{}, fmt.Errorf("node %s answers with %d bytes for %s", o.name, answer.ContentLength, q.name())
+	}
 	text, err := io.ReadAll(io.LimitReader(answer.Body, maxManifest+1))
 	if err != nil {
-		return nil, err
+		return document{}, err
 	}
-	if got := d.Algorithm().FromBytes(text); got != d || len(text) > maxManifest {
-		return nil, fmt.Errorf("node %s sends %s for %s: %w", o.name, got, d, errForged)
+	if got := want.Algorithm().FromBytes(text); got != want || len(text) > maxManifest {
+		return document{}, fmt.Errorf("node %s sends %s for %s: %w", o.name, got, want, errForged)
 	}
-	return text, nil
+	media, err := mediaTypeOf(text)
+	if err != nil {
+		return document{}, err
+	}
+	return document{o, ocispec.Descriptor{MediaType: media, Digest: want, Size: int64(len(text))}, text}, nil
 }
 
 // mediaTypeOf returns what a manifest or index is. One without a media type is OCI's.

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -13,12 +14,17 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 )
 
 // testPeers are a node's component and other nodes of its cluster, at addresses of the loopback with one port.
@@ -193,6 +199,137 @@ func TestManifestsAreVerified(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A manifest costs one request to a node, by its digest and by a tag, and so does an answer that there is none.
+func TestOneRequest(t *testing.T) {
+	img := newTestImage(t)
+	const built = "0123456789abcdef0123456789abcdef"
+	asked := make(chan string, 10)
+	p := newTestPeers(t, "b")
+	var says atomic.Value
+	says.Store(img.what)
+	p.serve("b", "127.0.0.1", func(w http.ResponseWriter, h *http.Request) {
+		asked <- h.Method + " " + h.URL.Path
+		if strings.HasSuffix(h.URL.Path, "/"+built) {
+			w.Header().Set("Docker-Content-Digest", says.Load().(digest.Digest).String())
+			_, _ = w.Write(img.text)
+			return
+		}
+		img.ServeHTTP(w, h)
+	})
+	gone := digest.FromString("gone").String()
+	for _, ref := range []string{img.what.String(), built, gone} {
+		for _, method := range []string{http.MethodHead, http.MethodGet} {
+			p.reg.peers.missed.Purge()
+			p.reg.peers.holders.Purge()
+			answer, _, err := p.ask(method, "manifests/"+ref, "")
+			want := http.StatusOK
+			if ref == gone {
+				want = http.StatusNotFound
+			}
+			if err != nil || answer.StatusCode != want || want == http.StatusOK && answer.Header.Get("Docker-Content-Digest") != img.what.String() {
+				t.Errorf("%s of %s: %s with the digest %s, %v", method, ref, answer.Status, answer.Header.Get("Docker-Content-Digest"), err)
+			}
+			if got, want := <-asked, "GET /v2/shop/api/manifests/"+ref; got != want || len(asked) > 0 {
+				t.Errorf("%s of %s: the node gets %q and %d more, want %q", method, ref, got, len(asked), want)
+			}
+		}
+	}
+	// A tag that means something else than the node says.
+	for _, d := range []digest.Digest{digest.FromString("another"), "sha256:x", ""} {
+		says.Store(d)
+		if answer, _, _ := p.ask(http.MethodHead, "manifests/"+built, ""); answer.StatusCode != http.StatusNotFound {
+			t.Errorf("with the digest %q: %s", d, answer.Status)
+		}
+		p.reg.peers.avoided.Purge()
+	}
+}
+
+// A node that does not answer, or does not end a manifest, does not hold up a search.
+func TestSlowManifests(t *testing.T) {
+	t.Parallel()
+	img := newTestImage(t)
+	q := request{host: "docker.io", path: "shop/api", kind: manifests, digest: img.what}
+	for what, c := range map[string]struct {
+		begins bool
+		within time.Duration
+	}{"no answer": {false, askTimeout}, "no end": {true, manifestTimeout}} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			p := newTestPeers(t, "b")
+			ended := make(chan struct{})
+			p.serve("b", "127.0.0.1", func(w http.ResponseWriter, h *http.Request) {
+				if c.begins {
+					w.Header().Set("Content-Length", strconv.Itoa(len(img.text)))
+					_, _ = w.Write(img.text[:10])
+					_ = http.NewResponseController(w).Flush()
+				}
+				<-h.Context().Done()
+				close(ended)
+			})
+			began := time.Now()
+			_, err := p.reg.peers.get(t.Context(), p.reg.peers.list(everyNode)[0], q)
+			if took := time.Since(began); err == nil || took < c.within || took > c.within+searchTimeout {
+				t.Errorf("after %s: %v", took, err)
+			}
+			<-ended // the node sees that nobody waits
+		})
+	}
+}
+
+// A node counts as removed only once the list of all nodes is there.
+func TestListIsComplete(t *testing.T) {
+	list := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, h *http.Request) {
+		if h.URL.Query().Get("watch") != "" {
+			if h.URL.Query().Get("sendInitialEvents") != "" {
+				http.Error(w, "use a list", http.StatusBadRequest)
+				return
+			}
+			<-h.Context().Done()
+			return
+		}
+		<-list
+		nodes := corev1.NodeList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "NodeList"}, ListMeta: metav1.ListMeta{ResourceVersion: "1"}}
+		for _, name := range []string{"b", "c"} {
+			nodes.Items = append(nodes.Items, *nodeObject(name, "127.0.0.1"))
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(nodes)
+	}))
+	defer server.Close()
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	p := newPeers(Options{Node: "a"}, slog.New(slog.DiscardHandler))
+	var once sync.Once
+	complete := make(chan struct{})
+	p.changed = func() {
+		if p.complete.Load() {
+			once.Do(func() { close(complete) })
+		}
+	}
+	var running sync.WaitGroup
+	running.Go(func() { p.run(ctx, client) })
+	defer running.Wait()
+	defer cancel()
+	if p.complete.Load() {
+		t.Error("the list is complete before it has come")
+	}
+	close(list)
+	select {
+	case <-complete:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the list is never complete")
+	}
+	for name, want := range map[string]bool{"b": true, "c": true, "d": false} {
+		if p.known(name) != want {
+			t.Errorf("%s is known: %t", name, !want)
+		}
+	}
 }
 
 func TestMediaTypeOf(t *testing.T) {

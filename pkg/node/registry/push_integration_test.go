@@ -556,7 +556,7 @@ func TestCopies(t *testing.T) {
 	many.Target, err = c.store.Find(t.Context(), "docker.io/shop/many", hash, false)
 	ok(t, err)
 	a.reg.copies.mu.Lock()
-	a.reg.copies.receiving[offer{"c", "large"}] = &arriving{size: 1 << 60}
+	a.reg.copies.budgets["c"] = &budget{running: 1, measured: true, used: 1 << 60}
 	a.reg.copies.mu.Unlock()
 	eventually(t, "the copy is refused", func() error {
 		if done, err := c.reg.peers.copyTo(t.Context(), server("a"), many); done || err == nil || !strings.Contains(err.Error(), "of at most") {
@@ -565,7 +565,7 @@ func TestCopies(t *testing.T) {
 		return nil
 	})
 	a.reg.copies.mu.Lock()
-	delete(a.reg.copies.receiving, offer{"c", "large"})
+	delete(a.reg.copies.budgets, "c")
 	a.reg.copies.mu.Unlock()
 	// A full disk takes none.
 	c.load(newImage(t), "shop/full:"+hash, false)
@@ -577,6 +577,18 @@ func TestCopies(t *testing.T) {
 		t.Errorf("a copy on a full disk: %t, %v", done, err)
 	}
 	a.reg.opts.ContentDir = a.opts.ContentDir
+	// The node that built the image is removed: its copy here is released by the next deploys here, not before.
+	ok(t, a.reg.peers.nodes.Delete(b.object()))
+	a.reg.peers.complete.Store(true)
+	if _, _, err := a.reg.copies.round(t.Context()); err != nil || !a.pinned(ref) {
+		t.Errorf("the copy of a node that was removed is released before others replace it: %v", err)
+	}
+	for i := range imagestore.KeptDeploys {
+		a.load(newImage(t), fmt.Sprintf("shop/later:%d-%s", i, hash), true)
+	}
+	if a.pinned(ref) {
+		t.Error("the copy of a node that was removed is kept for ever")
+	}
 	text, err := json.Marshal(copied)
 	ok(t, err)
 	if strings.Contains(string(text), "copied-from") {

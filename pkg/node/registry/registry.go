@@ -34,8 +34,11 @@ import (
 )
 
 const (
-	// maxConnections limits the connections to each of the two ports that are answered, maxPeers the requests of other nodes that are answered at a time.
-	maxConnections, maxPeers = 1024, 64
+	// maxConnections limits the connections to each of the two ports that are answered, nodeConnections those of one node.
+	maxConnections, nodeConnections = 1024, 128
+	// maxPeers limits the requests of other nodes that are answered at a time, nodePeers those of one node, and nodeAsks its requests to keep
+	// a copy: it delays its own ones only.
+	maxPeers, nodePeers, nodeAsks = 64, 32, 1
 	// waitForTurn is how long a request of another node waits for its turn.
 	waitForTurn = 20 * time.Second
 	// retryInterval is how often what has failed in the background is tried again.
@@ -105,15 +108,16 @@ type Registry struct {
 	came    arrivals
 	uploads *uploads
 	copies  *copies
-	open    atomic.Bool   // users may push
-	turns   chan struct{} // has a value for each request of another node that is answered
+	open    atomic.Bool // users may push
+	// turns are those of other nodes' requests for content, asks those of their requests to keep copies.
+	turns, asks *turns
 	// problem is why other nodes are not served, notice what the user should know; empty or nil if there is none.
 	problem, notice atomic.Pointer[string]
 }
 
 // New returns the component, not yet started.
 func New(o Options) *Registry {
-	r := &Registry{opts: o, log: o.Log.With("component", "registry"), turns: make(chan struct{}, maxPeers)}
+	r := &Registry{opts: o, log: o.Log.With("component", "registry"), turns: newTurns(maxPeers, nodePeers), asks: newTurns(maxPeers, nodeAsks)}
 	r.peers = newPeers(o, r.log)
 	r.mirrors = newMirrors(o, r.log)
 	r.uploads, r.copies = newUploads(), newCopies(r)
@@ -146,7 +150,7 @@ func (r *Registry) Start(ctx context.Context) (err error) {
 	r.servers = []*http.Server{local, peers}
 	r.Go(ctx, func(ctx context.Context) {
 		var tasks sync.WaitGroup
-		tasks.Go(func() { _ = local.Serve(newGuests(r.local)) })
+		tasks.Go(func() { _ = local.Serve(newGuests(r.local, maxConnections)) })
 		tasks.Go(func() { r.listen(ctx, peers) })
 		tasks.Go(func() { r.peers.watch(ctx) })
 		tasks.Go(func() { r.mirrors.watch(ctx, r.writeHosts) })
@@ -176,7 +180,7 @@ func (r *Registry) listen(ctx context.Context, server *http.Server) {
 		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 		if err == nil {
 			r.problem.Store(nil)
-			err = server.Serve(tls.NewListener(newGuests(listener), r.opts.Identity.serving()))
+			err = server.Serve(tls.NewListener(newGuests(listener, nodeConnections), r.opts.Identity.serving()))
 		}
 		if ctx.Err() != nil {
 			return

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"context"
 	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
@@ -35,7 +34,7 @@ func (r *Registry) serveContainerd(w http.ResponseWriter, h *http.Request) {
 		refuse(w, http.StatusForbidden, "DENIED", "only this node's containerd is served")
 		return
 	}
-	if !welcome(h.Context()) {
+	if !welcome(h.Context(), "containerd") {
 		refuseMany(w)
 		return
 	}
@@ -72,6 +71,11 @@ func (r *Registry) authorization() string { return "Bearer " + r.secret }
 // accept reads a request, or answers it.
 func accept(w http.ResponseWriter, h *http.Request) (request, bool) {
 	switch {
+	case h.ContentLength != 0:
+		// Go's server would wait for it, without a limit, before it answers, and again before it closes the connection.
+		w.Header().Set("Connection", "close")
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now())
+		refuse(w, http.StatusBadRequest, "UNSUPPORTED", "a request for content has no body")
 	case h.Method != http.MethodGet && h.Method != http.MethodHead:
 		w.Header().Set("Allow", "GET, HEAD")
 		refuse(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "read only")
@@ -104,7 +108,7 @@ func (r *Registry) servePeer(w http.ResponseWriter, h *http.Request) {
 		refuse(w, http.StatusForbidden, "DENIED", err.Error())
 		return
 	}
-	if !welcome(h.Context()) {
+	if !welcome(h.Context(), name) {
 		refuseMany(w)
 		return
 	}
@@ -116,15 +120,12 @@ func (r *Registry) servePeer(w http.ResponseWriter, h *http.Request) {
 	if !ok {
 		return
 	}
-	turn, cancel := context.WithTimeout(h.Context(), waitForTurn)
-	defer cancel()
-	select {
-	case r.turns <- struct{}{}:
-		defer func() { <-r.turns }()
-	case <-turn.Done():
+	end, ok := r.turns.take(h.Context(), name)
+	if !ok {
 		refuseMany(w)
 		return
 	}
+	defer end()
 	if q.scope(false) == nowhere || !r.serve(patient{w, http.NewResponseController(w)}, h, q, r.opened(q.host)) {
 		refuse(w, http.StatusNotFound, q.code(), "this node has no such image for others")
 	}

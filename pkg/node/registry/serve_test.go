@@ -2,6 +2,7 @@ package registry
 
 import (
 	"crypto/tls"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -162,9 +163,52 @@ func TestHostileAnswers(t *testing.T) {
 			if err := p.nodes.Add(nodeObject("b", "127.0.0.1")); err != nil {
 				t.Fatal(err)
 			}
-			if d, err := p.has(t.Context(), p.list(everyNode)[0], q); err == nil {
-				t.Errorf("b has %+v", d)
+			if d, err := p.get(t.Context(), p.list(everyNode)[0], q); err == nil {
+				t.Errorf("b has %+v", d.what)
+			}
+			if what == "a page" || what == "a huge manifest" {
+				return // it has the right digest
+			}
+			if p.has(t.Context(), p.list(everyNode)[0], q) == nil {
+				t.Error("b says that it has the image")
 			}
 		})
+	}
+}
+
+// A request with a body that never comes is refused at once: Go's server would wait for the body before it answers, in another node's turn.
+func TestNoBodies(t *testing.T) {
+	ids := identities(t, "a", "b")
+	r := New(Options{Node: "a", Identity: ids["a"], Log: slog.New(slog.DiscardHandler)})
+	if err := r.peers.nodes.Add(nodeObject("b", "127.0.0.1")); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := r.newServer(http.HandlerFunc(r.servePeer))
+	go func() { _ = server.Serve(tls.NewListener(listener, ids["a"].serving())) }()
+	defer server.Close()
+	config, err := ids["b"].asking("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, header := range []string{"Content-Length: 100", "Transfer-Encoding: chunked"} {
+		conn, err := tls.Dial("tcp", listener.Addr().String(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, "GET /v2/shop/api/manifests/"+sum+"?ns=docker.io HTTP/1.1\r\nHost: a\r\n"+header+"\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := io.ReadAll(conn) // to the end of the connection
+		if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 400 ") {
+			t.Errorf("%s: %.100q, %v", header, answer, err)
+		}
 	}
 }

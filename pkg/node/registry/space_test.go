@@ -21,24 +21,61 @@ func TestReserve(t *testing.T) {
 	}
 }
 
-// An agent's images have a part of the disk, with what is under way, and no other node's count.
 func TestShare(t *testing.T) {
 	if share(20<<30) != minShare || share(1<<40) != (1<<40)/10 {
 		t.Errorf("%d, %d", share(20<<30), share(1<<40))
 	}
+}
+
+// All copies of an agent together have no more than it may, whatever is asked for while they come and whenever one of them is done.
+func TestBudget(t *testing.T) {
 	c := newCopies(nil)
-	began := time.Now()
-	first, second := &arriving{}, &arriving{}
-	c.receiving[offer{"b", "first"}], c.receiving[offer{"b", "second"}] = first, second
-	c.receiving[offer{"b", "before"}] = &arriving{size: 1 << 40, done: true, at: began.Add(-time.Second)} // it is part of what is kept
-	c.receiving[offer{"c", "other"}] = &arriving{size: 1 << 40}
-	admit := func(a *arriving, size int64) bool { return c.admit(a, "b", size, 100, 1000, began) == nil }
-	if !admit(first, 500) || admit(second, 401) || !admit(second, 300) || admit(first, 101) {
+	kept, measured := int64(100), 0
+	spend := func(b *budget, part int64) bool {
+		return b.spend("b", part, 1000, func() (int64, error) { measured++; return kept, nil }) == nil
+	}
+	b, endFirst := c.budget("b")
+	same, endSecond := c.budget("b")
+	if other, end := c.budget("c"); b != same || other == b {
+		t.Fatal("the copies of a node share no budget, or one with another node's")
+	} else {
+		end()
+	}
+	if !spend(b, 500) || spend(same, 401) || !spend(same, 300) || spend(b, 101) {
 		t.Error("two copies have more together than they may")
 	}
-	second.done, second.at = true, time.Now()
-	if admit(first, 101) || !admit(first, 100) {
-		t.Error("what came meanwhile does not count")
+	// One is done, and the node asks about it again, before the other one goes on.
+	c.receiving[offer{"b", "second"}] = &arriving{done: true}
+	endSecond()
+	delete(c.receiving, offer{"b", "second"})
+	kept += 300
+	if spend(b, 101) {
+		t.Error("what a copy has that is done does not count")
+	}
+	third, endThird := c.budget("b")
+	if spend(third, 101) || !spend(third, 100) || spend(third, 1) || spend(b, 1) {
+		t.Error("a copy that begins later has more than is left")
+	}
+	third.refund(100)
+	if spend(b, 101) || !spend(b, 100) {
+		t.Error("what a copy had that failed is not given back")
+	}
+	endThird()
+	endFirst()
+	if measured != 1 || len(c.budgets) > 0 {
+		t.Errorf("measured %d times, %d budgets are left", measured, len(c.budgets))
+	}
+	// The next one begins with what there is then.
+	kept = 900
+	b, end := c.budget("b")
+	defer end()
+	if spend(b, 101) || !spend(b, 100) {
+		t.Error("what is kept does not count")
+	}
+	// What cannot be measured is not allowed.
+	fresh := &budget{}
+	if err := fresh.spend("b", 1, 1000, func() (int64, error) { return 0, errors.New("no answer") }); err == nil || fresh.measured {
+		t.Errorf("without a measure: %v", err)
 	}
 }
 
