@@ -4,7 +4,7 @@ import { bytes, clockMs, digits, ms, percent, rate, short } from "../format";
 import { edgeHealth, type GraphEdge, type GraphNode, securityText, subtitle, title } from "../graph";
 import { Icon } from "../icons";
 import { place } from "../state";
-import { Badge, type Column, Empty, Export, Link, Panel, Stat, Table, Waiting } from "../ui";
+import { Badge, type Column, Empty, Export, Link, Panel, Stat, Table, ViewLink, Waiting } from "../ui";
 import { timeParam, timeQuery } from "../url";
 
 interface Edge {
@@ -37,7 +37,7 @@ export function EdgeView() {
   const known = (end: "source" | "target") => answer.data?.nodes[answer.data.edge[end]];
   return (
     <>
-      <nav class="crumbs" aria-label="Path"><Link to={["graph"]}>Graph</Link></nav>
+      <nav class="crumbs" aria-label="Path"><ViewLink view="graph">Graph</ViewLink></nav>
       <div class="head">
         <h1 class="ends">
           <EndName node={known("source")} namespace={name(fromNs)} text={name(from) || "no sidecar"} />

@@ -1,6 +1,8 @@
+import type { ComponentChildren } from "preact";
 import { api, type Mark, type NodeRow, type Trigger, useData } from "../api";
 import { Chart, seriesOf } from "../chart";
 import { bytes, count, digits, percent, span } from "../format";
+import { podsOf } from "../prepared";
 import { measuredSince, type Since } from "../since";
 import { place } from "../state";
 import { Badge, type Column, Empty, Export, type Level, Link, Meter, Panel, SinceTime, Table, Waiting } from "../ui";
@@ -82,8 +84,14 @@ function TriggerSince({ of, end }: { of: Since; end: number }) {
 }
 
 function About({ trigger: t, name }: { trigger: Trigger; name: string }) {
-  if (t.id !== "pending" && t.id !== "evicted") return <code>{name}</code>;
+  if (t.id === "cpu" || t.id === "memory") return <ByPod node={name} resource={t.id}><code>{name}</code></ByPod>;
+  if (t.id === "apiserver") return <code>{name}</code>;
   return <Link to={["events"]} query={{ text: name.slice(name.indexOf("/") + 1) }}><code>{name}</code></Link>;
+}
+
+/** A link to the pods that use the most of a node. */
+function ByPod({ node, resource, children }: { node: string; resource: "cpu" | "memory"; children: ComponentChildren }) {
+  return <Link to={["metrics"]} query={{ q: podsOf(node, resource) }} title={`The pods that use the most ${resource === "cpu" ? "CPU" : "memory"} of it`}>{children}</Link>;
 }
 
 const use = (value: number | undefined, limit: number): Level | undefined => (value !== undefined && value > limit ? "warn" : undefined);
@@ -91,8 +99,8 @@ const use = (value: number | undefined, limit: number): Level | undefined => (va
 const nodeColumns = (d: Nodes): Column<NodeRow>[] => [
   { key: "name", title: "Node", value: (n) => n.name, cell: (n) => <span class="end"><span>{n.name}</span><small>{n.address}</small></span> },
   { key: "state", title: "State", value: (n) => (n.ready ? 1 : 0), cell: (n) => <span class="stack">{!n.known ? <Badge level="idle">unknown</Badge> : n.ready ? <Badge level="ok">ready</Badge> : <Badge level="bad">not ready{n.since && <> since <SinceTime of={measuredSince(n.since, d.start, d.triggers.flatMap((t) => t.lines))} /></>}</Badge>}{n.cordoned && <Badge level="note">cordoned</Badge>}{n.pressure.map((p) => <Badge key={p} level="warn">{p}</Badge>)}</span> },
-  { key: "cpu", title: "CPU", number: true, value: (n) => n.cpu, cell: (n) => (n.cpu === undefined ? <span class="muted">–</span> : <Meter share={n.cpu / 100} text={`${percent(n.cpu / 100)}${n.cpus ? ` of ${n.cpus}` : ""}`} level={use(n.cpu, 70)} />) },
-  { key: "memory", title: "Memory", number: true, value: (n) => n.memory, cell: (n) => (n.memory === undefined ? <span class="muted">–</span> : <Meter share={n.memory / 100} text={`${percent(n.memory / 100)}${n.bytes ? ` of ${bytes(n.bytes)}` : ""}`} level={use(n.memory, 80)} />) },
+  { key: "cpu", title: "CPU", number: true, value: (n) => n.cpu, cell: (n) => (n.cpu === undefined ? <span class="muted">–</span> : <ByPod node={n.name} resource="cpu"><Meter share={n.cpu / 100} text={`${percent(n.cpu / 100)}${n.cpus ? ` of ${n.cpus}` : ""}`} level={use(n.cpu, 70)} /></ByPod>) },
+  { key: "memory", title: "Memory", number: true, value: (n) => n.memory, cell: (n) => (n.memory === undefined ? <span class="muted">–</span> : <ByPod node={n.name} resource="memory"><Meter share={n.memory / 100} text={`${percent(n.memory / 100)}${n.bytes ? ` of ${bytes(n.bytes)}` : ""}`} level={use(n.memory, 80)} /></ByPod>) },
   { key: "disk", title: "Disk", number: true, value: (n) => n.disk, cell: (n) => (n.disk === undefined ? <span class="muted">–</span> : <Meter share={n.disk / 100} text={percent(n.disk / 100)} level={use(n.disk, 85)} />) },
   { key: "pods", title: "Pods", number: true, value: (n) => n.pods, cell: (n) => <>{n.pods}{n.maxPods ? <span class="muted">/{n.maxPods}</span> : ""}</> },
   { key: "version", title: "Version", class: "wide", value: (n) => n.version ?? "", cell: (n) => <span class="end"><span>{n.version ?? "–"}</span><small>{[n.os, n.kernel].filter(Boolean).join(", ")}</small></span> },

@@ -2,9 +2,10 @@ import { api, type Container, type Line, type Mark, type Nearest, type Pod, useD
 import { Chart, classStyles, palette, quantileStyles, type Series, seriesOf } from "../chart";
 import { bytes, capital, count, digits, ms, percent, rate, sentence, span, when } from "../format";
 import { Icon } from "../icons";
+import { beforeEnd } from "../logs";
 import { numbered, revisionTimes } from "../since";
 import { now, place } from "../state";
-import { Badge, type Column, Empty, Errors, Export, Flag, Link, Meter, Panel, Prose, SinceTime, Stat, Table, Text, Time, Waiting } from "../ui";
+import { Badge, type Column, Empty, Errors, Export, Flag, Link, Meter, Panel, Prose, SinceTime, Stat, Table, Text, Time, ViewLink, Waiting } from "../ui";
 import { timeQuery } from "../url";
 import { amounts, sumOf, usedBy } from "../usage";
 import { EventList } from "./events";
@@ -84,7 +85,7 @@ export function WorkloadView() {
   const marks = useData<{ marks: Mark[] }>(api("marks", marksQuery));
   return (
     <>
-      <nav class="crumbs" aria-label="Path"><Link to={["workloads"]}>Workloads</Link></nav>
+      <nav class="crumbs" aria-label="Path"><ViewLink view="workloads">Workloads</ViewLink></nav>
       <div class="head">
         <h1 class="ends"><span class="end"><span>{name}</span><small>{answer.data ? `${answer.data.state.kind}, ` : ""}{namespace}</small></span></h1>
         <div class="tools">
@@ -197,14 +198,24 @@ function Pods({ data: d }: { data: WorkloadAnswer }) {
     { key: "pod", title: "Pod", value: (p) => p.name, cell: (p) => <span class="end"><Link to={["logs"]} query={{ q: `{job="pods", namespace=${JSON.stringify(d.state.namespace)}, pod=${JSON.stringify(p.name)}}` }} title="Its log">{p.name.startsWith(name + "-") ? <><span class="muted">{name}-</span>{p.name.slice(name.length + 1)}</> : p.name}</Link><small>{[p.node, p.ip].filter(Boolean).join(", ") || "no node"}</small></span> },
     { key: "state", title: "State", class: "wide", value: (p) => (p.gone ? "gone" : p.ready ? "ready" : p.phase), cell: (p) => <State pod={p} /> },
     { key: "restarts", title: "Restarts", number: true, value: (p) => p.restarts },
-    { key: "last", title: "Last end", value: (p) => lastOf(p)?.last?.finished ?? "", cell: (p) => { const c = lastOf(p); return c?.last ? <span>{c.last.reason || "ended"}, code {c.last.exitCode}{c.last.finished && <>, <Time at={Date.parse(c.last.finished)} /></>}</span> : <span class="muted">–</span>; } },
+    { key: "last", title: "Last end", value: (p) => lastOf(p)?.last?.finished ?? "", cell: (p) => <LastEnd namespace={d.state.namespace} pod={p} /> },
     { key: "revision", title: "Revision", value: (p) => p.revision ?? "" },
     { key: "lived", title: "Lived", value: (p) => Date.parse(p.created ?? "") || p.firstSeen, cell: (p) => <Lived pod={p} start={start} end={end} /> },
   ];
   return <Table name="pods" columns={podColumns} rows={d.pods} caption="Pods" id={(p) => p.uid || p.name} rowClass={(p) => (p.gone ? "gone" : p.ready ? "" : "warn")} />;
 }
 
-const lastOf = (p: Pod): Container | undefined => p.containers?.find((c) => c.last);
+/** The container of a pod that ended last, before it was started again. */
+const lastOf = (p: Pod): Container | undefined => p.containers?.filter((c) => c.last).sort((a, b) => Date.parse(b.last!.finished ?? "") - Date.parse(a.last!.finished ?? ""))[0];
+
+/** How a pod's container ended last, with a link to what it wrote before. */
+function LastEnd({ namespace, pod }: { namespace: string; pod: Pod }) {
+  const c = lastOf(pod), last = c?.last;
+  if (!c || !last) return <span class="muted">–</span>;
+  const at = Date.parse(last.finished ?? ""), text = `${last.reason || "ended"}, code ${last.exitCode}`;
+  if (!Number.isFinite(at)) return <span>{text}</span>;
+  return <span class="end"><Link to={["logs"]} query={beforeEnd(namespace, pod.name, c.name, at)} title="What it wrote before">{text}</Link><small>{c.name}, <Time at={at} /></small></span>;
+}
 
 function State({ pod: p }: { pod: Pod }) {
   if (p.gone) return <span class="muted">gone</span>;
