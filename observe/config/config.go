@@ -178,7 +178,7 @@ func (o *Options) MaxSeries() int {
 const collectorHeap = 32 << 20
 
 // HeapLimit is the limit of the memory of Go's runtime (GOMEMLIMIT), in bytes. It is 10/13 of a store's memory: the rest is for files that are
-// mapped, and for the program itself. Files that no one writes may have more series than a store, and whoever opens them limits the memory.
+// mapped, and for the program itself. Files that no one writes may have more series than a store, and their reader sets its own limit.
 func (o *Options) HeapLimit() int64 {
 	switch {
 	case o.ReadOnly:
