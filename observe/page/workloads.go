@@ -149,11 +149,11 @@ func (s *server) workloads(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	received, err := s.traffic(ctx, p, "destination")
+	received, err := s.requestsBy(ctx, p, "destination")
 	if err != nil {
 		return nil, err
 	}
-	sent, err := s.traffic(ctx, p, "source")
+	sent, err := s.requestsBy(ctx, p, "source")
 	if err != nil {
 		return nil, err
 	}
@@ -192,9 +192,9 @@ func (s *server) workloads(r *http.Request) (any, error) {
 	}{p.start.UnixMilli(), p.end.UnixMilli(), rows}, nil
 }
 
-// traffic returns the requests and failures per second that each workload received (side is destination) or sent (source), as its own proxies
+// requestsBy returns the requests and failures per second that each workload received (side is destination) or sent (source), as its own proxies
 // counted them.
-func (s *server) traffic(ctx context.Context, p period, side string) (map[nodeKey][2]float64, error) {
+func (s *server) requestsBy(ctx context.Context, p period, side string) (map[nodeKey][2]float64, error) {
 	vector, err := s.instant(ctx, "sum by ("+side+"_workload, "+side+"_workload_namespace, response_code, grpc_response_status) ("+
 		s.grown(selector("istio_requests_total", ofProxies, is("reporter", side)), p.window())+") > 0", p.end)
 	if err != nil {
