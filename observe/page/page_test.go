@@ -336,6 +336,15 @@ func TestAfternoon(t *testing.T) {
 		require.Equal(t, map[string]bool{"cpu": true, "memory": false, "pending": true, "evicted": false, "apiserver": false}, firing)
 		require.Len(t, a.Nodes, 2)
 		require.NotNil(t, a.Nodes[1].CPU, "of another machine by its kubelet")
+
+		// What was so at the first time that was looked at may have begun before.
+		require.True(t, a.Triggers[0].Earlier)
+		require.Equal(t, fixtureNow.Add(-2*cpuLasting).UnixMilli(), a.Triggers[0].Since)
+		at := fixtureNow.Add(-10 * time.Minute)
+		cpu := get[struct{ Triggers []trigger }](t, h, fmt.Sprintf("nodes?end=%d", at.UnixMilli())).Triggers[0]
+		require.True(t, cpu.Firing)
+		require.False(t, cpu.Earlier)
+		require.Greater(t, cpu.Since, at.Add(-2*cpuLasting+time.Minute).UnixMilli())
 	})
 
 	t.Run("traces", func(t *testing.T) {

@@ -348,6 +348,8 @@ export interface Trigger {
   id: "cpu" | "memory" | "pending" | "evicted" | "apiserver";
   firing: boolean;
   since?: number;
+  /** It may have begun before since. */
+  earlier?: boolean;
   value: number;
   limit: number;
   known: boolean;
@@ -360,6 +362,7 @@ export interface NodeRow {
   ready: boolean;
   known: boolean;
   since?: number;
+  earlier?: boolean;
   pressure: string[];
   version?: string;
   kernel?: string;
