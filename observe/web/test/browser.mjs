@@ -314,6 +314,7 @@ for (const [name, width, colorScheme] of [["desk", 1280, "light"], ["desk", 1280
   await page.locator(".edge", { has: page.locator('[aria-label^="node-service calls rust-service"]') }).locator(".label").click();
   await settled(page);
   assert.match(await page.locator("main").textContent(), /the connection to the pod failed; gave up after all retries/);
+  assert.equal(new URL(await page.getByRole("link", { name: "Traces", exact: true }).last().evaluate((a) => a.href)).searchParams.get("service"), `rust-service.${app}`);
   const row = page.locator("tr", { hasText: "UF,URX", has: page.locator("a") }).first();
   await row.locator("a").first().click();
   await settled(page);

@@ -44,7 +44,7 @@ export function EdgeView() {
           <Icon name="right" label="to" />
           <EndName node={known("target")} namespace={name(toNs)} text={to ?? ""} />
         </h1>
-        {answer.data && <div class="tools"><Export name={`edge-${from}-${to}`} json={() => answer.data} rows={() => requestRows(answer.data!.requests)} /></div>}
+        {answer.data && <div class="tools">{known("target")?.kind === "workload" && <Link class="button" to={["traces"]} query={{ service: `${to}.${toNs}` }} title="Traces of the called workload"><Icon name="traces" />Traces</Link>}<Export name={`edge-${from}-${to}`} json={() => answer.data} rows={() => requestRows(answer.data!.requests)} /></div>}
       </div>
       <Waiting of={answer}>{(d) => <Body data={d} marks={marks.data?.marks ?? []} />}</Waiting>
       {answer.error?.status === 404 && <Empty title="No calls in this time" icon="graph"><p>Choose an earlier or a longer time.</p></Empty>}
