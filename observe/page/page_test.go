@@ -598,10 +598,10 @@ func TestUseAndLimits(t *testing.T) {
 			x.labels = labels.FromStrings(slices.Concat([]string{"__name__", metric, "job", job, "instance", "node-1"}, of, more)...)
 			all = append(all, x)
 		}
-		// A user's job reads the same numbers: they count once.
-		for _, job := range []string{scrapeconfig.JobKubelet, "default/prometheus-config/kubelet"} {
-			add(&series{value: steady(mebibytes * mib)}, "container_memory_working_set_bytes", job)
-			add(&series{rate: steady(mebibytes / 1000)}, "container_cpu_usage_seconds_total", job)
+		// What a user's job says does not count.
+		for job, times := range map[string]float64{scrapeconfig.JobKubelet: 1, "default/prometheus-config/kubelet": 2} {
+			add(&series{value: steady(times * mebibytes * mib)}, "container_memory_working_set_bytes", job)
+			add(&series{rate: steady(times * mebibytes / 1000)}, "container_cpu_usage_seconds_total", job)
 		}
 		if limitMebibytes > 0 {
 			add(&series{value: steady(limitMebibytes * mib)}, limit[name], scrapeconfig.JobState, "resource", "memory")
