@@ -751,7 +751,7 @@ func TestStoreRefuses(t *testing.T) {
 	require.NotEmpty(t, stored(t, c.opts.Store, document.Objects))
 }
 
-// TestTableIsBounded: whoever may create objects cannot make the store large.
+// TestTableIsBounded: a user who may create objects cannot make the store large.
 func TestTableIsBounded(t *testing.T) {
 	c := watched(t, nil)
 	s := in[*corev1.Service](t, read(t), "api")

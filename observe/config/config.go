@@ -59,7 +59,8 @@ type Options struct {
 	ClusterSockets string
 	// Disk is how many bytes all of it may take; 0 for Default.
 	Disk Size
-	// Memory is how many bytes of memory the process may use. The server enforces it; the limits on metrics follow it (MaxSeries).
+	// Memory is how many bytes of memory the process may use. The server enforces it; the limits on metrics and Go's heap follow it (MaxSeries,
+	// HeapLimit).
 	Memory Size
 	// Retention is how long it is kept.
 	Retention time.Duration
@@ -109,7 +110,7 @@ func Parse(args []string, out io.Writer) (*Options, error) {
 	f.StringVar(&o.ClusterSockets, "cluster-sockets", "", "folder of the sockets for pods, one for each API (default: none)")
 	f.Var(&o.Disk, "disk", "how much of the disk it may take, such as 2GiB (default: 2GiB, or a twentieth of the disk if that is less)")
 	o.Memory = MinMemory
-	f.Var(&o.Memory, "memory", "how much memory the limits on metrics are made for; who starts the program sees to it that it uses no more")
+	f.Var(&o.Memory, "memory", "how much memory the limits on metrics and on the heap are made for; who starts the program limits the process to it")
 	o.Retention = 7 * 24 * time.Hour
 	f.Var((*model.Duration)(&o.Retention), "retention", "how long it is kept, such as 7d or 36h; less if --disk is reached before")
 	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig of the cluster; it may appear later (default: none)")
@@ -171,6 +172,21 @@ func Parse(args []string, out io.Writer) (*Options, error) {
 // MaxSeries is how many series of metrics the memory is enough for.
 func (o *Options) MaxSeries() int {
 	return scrapeconfig.DefaultSeries + int((o.Memory-MinMemory)/seriesBytes)
+}
+
+// collectorHeap is HeapLimit of a program that only sends. The server limits it to 60 MB, most of which is the program itself.
+const collectorHeap = 32 << 20
+
+// HeapLimit is the limit of the memory of Go's runtime (GOMEMLIMIT), in bytes. It is 10/13 of a store's memory: the rest is for files that are
+// mapped, and for the program itself. Files that no one writes may have more series than a store, and their reader sets its own limit.
+func (o *Options) HeapLimit() int64 {
+	switch {
+	case o.ReadOnly:
+		return math.MaxInt64
+	case o.PushTo != "":
+		return collectorHeap
+	}
+	return int64(o.Memory) * 10 / 13
 }
 
 func (o *Options) check() error {

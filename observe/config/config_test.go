@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -25,15 +26,22 @@ func TestParse(t *testing.T) {
 		SpansPerSecond: 50, LinesPerSecond: 2000, Buffer: 64 << 20, ReservedPorts: []uint16{6443, 10250},
 	}, o)
 	require.Equal(t, 132_761, o.MaxSeries())
+	require.Equal(t, int64(825_955_249), o.HeapLimit())
 
 	o, err = Parse([]string{"--data-dir=/d"}, nil)
 	require.NoError(t, err)
 	require.Equal(t, 20_000, o.MaxSeries())
+	require.Equal(t, int64(115_384_615), o.HeapLimit())
 	require.Equal(t, &Options{DataDir: "/d", Socket: "/d/observe.sock", Memory: 150_000_000, Retention: 7 * 24 * time.Hour, SpansPerSecond: 200, LinesPerSecond: 2000, Buffer: 64 << 20}, o)
 
 	o, err = Parse([]string{"--data-dir=/d", "--push-to=https://127.0.0.1:6444/p", "--push-ca=/a", "--push-cert=/c", "--push-key=/k", "--node-name=n", "--buffer=8MiB"}, nil)
 	require.NoError(t, err)
 	require.Equal(t, []string{"https://127.0.0.1:6444/p", "/a", "/c", "/k", "8MiB"}, []string{o.PushTo, o.PushCA, o.PushCert, o.PushKey, o.Buffer.String()})
+	require.Equal(t, int64(32<<20), o.HeapLimit())
+
+	o, err = Parse([]string{"--data-dir=/d", "--read-only", "--socket=/s"}, nil)
+	require.NoError(t, err)
+	require.Equal(t, int64(math.MaxInt64), o.HeapLimit())
 }
 
 func TestRefused(t *testing.T) {

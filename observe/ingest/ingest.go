@@ -235,6 +235,7 @@ func (in *Ingest) chunk(ctx context.Context, n *node, g *generation, info wire.I
 	now := time.Now()
 	c := in.collect(n, now)
 	raw, err := in.decode(chunk, c)
+	n.budget.take(raw) // also if the chunk comes again: it is read each time
 	var unknown *unknownPodError
 	switch {
 	case errors.As(err, &unknown):
@@ -245,6 +246,7 @@ func (in *Ingest) chunk(ctx context.Context, n *node, g *generation, info wire.I
 	case err != nil:
 		return 0, err
 	}
+	n.budget.take(int(c.count) * lineCost)
 	if in.mayBeStored(g, now) {
 		if err := in.leaveOut(ctx, n, c); err != nil {
 			return 0, err
@@ -260,7 +262,6 @@ func (in *Ingest) chunk(ctx context.Context, n *node, g *generation, info wire.I
 		in.torn(g)
 		return 0, err
 	}
-	n.budget.take(raw + int(c.count)*lineCost)
 	in.stored(n, g, info.Number, func(s *NodeStatus) {
 		s.Lines += lines
 		s.Samples += samples

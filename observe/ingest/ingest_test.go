@@ -23,6 +23,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -266,6 +267,64 @@ func (b *bench) settled(node string) *generation {
 	g := b.in.nodes[node].generations[0]
 	g.chunks, g.since = recognisedChunks, time.Now().Add(-recognised)
 	return g
+}
+
+// A chunk is stored if anything is left of the budget. Whatever is in it, it overdraws the budget by a bounded amount, and nothing more is stored until
+// that is paid.
+func TestBudgetIsBounded(t *testing.T) {
+	const most = wire.MaxRaw + wire.MaxValues*lineCost + maxLookups*lookupCost + maxRecall*lineCost
+	b := newBench(t)
+	// As many values as a chunk may have, in as many bytes.
+	head, tail := fmt.Sprintf(`{"samples":{"time":%d,"values":[null`, time.Now().UnixMilli()), "]}}"
+	values := strings.Repeat(",null", wire.MaxValues-wire.Values([]byte(head+tail)))
+	full := head + values + strings.Repeat(" ", wire.MaxRaw-len(head+values+tail)) + tail
+	n := newNode("n3")
+	n.budget = budget{left: 1, last: time.Now()}
+	b.in.nodes["n3"] = n
+	push := func(first uint64, chunks ...string) (wire.Answer, http.Header) {
+		t.Helper()
+		code, h, text := b.send(b.body(wire.Header{Generation: "g", First: first, Oldest: 1}, chunks...), "n3")
+		require.Equal(t, http.StatusOK, code, text)
+		var a wire.Answer
+		require.NoError(t, json.Unmarshal([]byte(text), &a))
+		return a, h
+	}
+	a, h := push(1, full, full, full)
+	require.Equal(t, uint64(1), a.Position, "one chunk, whatever is left")
+	require.Greater(t, n.status.Rejected, int64(wire.MaxValues-10))
+	require.Less(t, n.budget.left, -float64(wire.MaxRaw+(wire.MaxValues-10)*lineCost)+4*bytesPerSecond)
+	require.GreaterOrEqual(t, n.budget.left, -float64(most))
+	wait, err := strconv.Atoi(h.Get("Retry-After"))
+	require.NoError(t, err)
+	require.LessOrEqual(t, wait, most/bytesPerSecond+1)
+	// It does not help to try again at once.
+	before := n.budget.left
+	a, _ = push(2, full)
+	require.Equal(t, uint64(1), a.Position)
+	require.GreaterOrEqual(t, n.budget.left, before)
+}
+
+// A chunk that comes again, because a pod of it is not known yet, costs its size each time.
+func TestWaitingForPodsCosts(t *testing.T) {
+	b := newBench(t)
+	unknown := podLines([]int64{time.Now().UnixNano()}, strings.Repeat("x", 1<<20))
+	unknown.Lines.Metadata["uid"] = "unknown"
+	body := b.body(wire.Header{Generation: "g", First: 1, Oldest: 1}, text(unknown))
+	tries := 0
+	for ; ; tries++ {
+		code, h, answer := b.send(body, "n2")
+		require.Equal(t, http.StatusOK, code, answer)
+		require.NotEmpty(t, h.Get("Retry-After"))
+		if b.in.nodes["n2"].budget.left <= 0 {
+			break
+		}
+		require.Less(t, tries, 1000)
+	}
+	// Ten seconds' worth, and what has come in meanwhile.
+	require.GreaterOrEqual(t, tries, 10*bytesPerSecond>>20-1)
+	b.in.nodes["n2"].budget = budget{left: -bytesPerSecond, last: time.Now()}
+	b.send(body, "n2")
+	require.GreaterOrEqual(t, b.in.nodes["n2"].budget.left, -float64(bytesPerSecond), "it is not read before that is paid")
 }
 
 // Whatever times a node sends, looking for what is stored already is bounded, and the node pays for it.

@@ -315,13 +315,15 @@ func (in *Ingest) changed() *state {
 	return st
 }
 
-// budget is how much of a node's records is stored.
+// budget is how much of a node's records is stored. A node has one push at a time (begin), whose chunks are stored one after the other, so nothing
+// else takes from it between wait and take.
 type budget struct {
 	left float64
 	last time.Time
 }
 
-// wait returns how long the node has to wait for the next chunk. A chunk may cost more than is left, because its cost is only known afterwards.
+// wait returns how long the node has to wait for the next chunk. A chunk may cost more than is left, because its cost is only known afterwards: the
+// budget is then overdrawn by at most the cost of one chunk, which package wire and recall bound.
 func (b *budget) wait(now time.Time) time.Duration {
 	const full = 10 * bytesPerSecond
 	if b.last.IsZero() {

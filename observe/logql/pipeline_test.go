@@ -260,7 +260,7 @@ func TestTemplates(t *testing.T) {
 	}
 }
 
-// TestTemplateBounds has templates that would go on for ever, or take all memory.
+// TestTemplateBounds has templates that would run forever, or take all memory.
 func TestTemplateBounds(t *testing.T) {
 	doubling := `{{$a := print .path .path}}` + strings.Repeat(`{{$a = print $a $a}}`, 60)
 	many := `{{$a := repeat 250000 "x"}}`

@@ -279,7 +279,7 @@ func TestRemoteWrite(t *testing.T) {
 	require.Equal(t, http.StatusBadRequest, code)
 	require.Contains(t, body, `the job "istio-proxy" is one of the store's own`)
 
-	// Errors that no client repeats for ever.
+	// Errors that no client repeats forever.
 	var many []prompb.TimeSeries
 	for i := range 100 {
 		many = append(many, sample("many", fmt.Sprint(i), now))

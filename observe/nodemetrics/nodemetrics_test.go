@@ -56,7 +56,7 @@ func TestMounts(t *testing.T) {
 	}, list)
 }
 
-// TestManyMounts: whoever may mount cannot make more series than maxMounts, nor a label that is too long.
+// TestManyMounts: a user who may mount cannot make more series than maxMounts, nor a label that is too long.
 func TestManyMounts(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.MkdirAll(filepath.Join(dir, "self"), 0o755))

@@ -17,7 +17,7 @@ import (
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
-// TestServe serves the made-up afternoon to whoever works on the page: PAGE_LISTEN=127.0.0.1:8099 go test -run TestServe -timeout 0 ./page
+// TestServe serves the made-up afternoon to people who work on the page: PAGE_LISTEN=127.0.0.1:8099 go test -run TestServe -timeout 0 ./page
 func TestServe(t *testing.T) {
 	address := os.Getenv("PAGE_LISTEN")
 	if address == "" {

@@ -467,6 +467,14 @@ func clusterSeries() []*series {
 				}
 				return w.memory * (0.9 + 0.1*day(at))
 			}}, "container_memory_working_set_bytes", box...)
+			if w.ns == app && w.kind == "Deployment" {
+				// Kubernetes has a sidecar among the init containers.
+				box[len(box)-1] = "istio-proxy"
+				add(&series{rate: steady(0.01)}, "container_cpu_usage_seconds_total", box...)
+				add(&series{value: steady(48e6)}, "container_memory_working_set_bytes", box...)
+				add(&series{value: steady(1 << 30)}, "kube_pod_init_container_resource_limits", append([]string{"container", "istio-proxy", "resource", "memory"}, of...)...)
+				add(&series{value: steady(128 << 20)}, "kube_pod_init_container_resource_requests", append([]string{"container", "istio-proxy", "resource", "memory"}, of...)...)
+			}
 		}
 	}
 	return all

@@ -28,6 +28,8 @@ type trigger struct {
 	// Firing means that it applies at the end of the period, since Since.
 	Firing bool  `json:"firing"`
 	Since  int64 `json:"since,omitempty"` // Unix milliseconds
+	// Earlier means that it applied at the first time that was looked at, so it may have begun before.
+	Earlier bool `json:"earlier,omitempty"`
 	// Value is the highest one at the end, Limit what it is compared with. Known is false if nothing measures it.
 	Value float64 `json:"value"`
 	Limit float64 `json:"limit"`
@@ -66,7 +68,8 @@ type nodeRow struct {
 	Ready    bool     `json:"ready"`
 	Known    bool     `json:"known"` // whether it is ready
 	Since    int64    `json:"since,omitempty"`
-	Pressure []string `json:"pressure"` // conditions that should not be true
+	Earlier  bool     `json:"earlier,omitempty"` // it may have begun before Since
+	Pressure []string `json:"pressure"`          // conditions that should not be true
 	Version  string   `json:"version,omitempty"`
 	Kernel   string   `json:"kernel,omitempty"`
 	OS       string   `json:"os,omitempty"`
@@ -153,7 +156,7 @@ func (s *server) triggers(ctx context.Context, p period) ([]trigger, error) {
 				t.About = append(t.About, name)
 			}
 			if !t.Firing || x.since.UnixMilli() < t.Since {
-				t.Since = x.since.UnixMilli()
+				t.Since, t.Earlier = x.since.UnixMilli(), x.earlier
 			}
 			t.Firing, t.highest = true, max(t.highest, x.value)
 		}
@@ -263,7 +266,7 @@ func (s *server) nodeRows(ctx context.Context, p period) ([]nodeRow, error) {
 	}
 	for _, x := range away {
 		if n := rows[x.labels["node"]]; n != nil && n.Known && !n.Ready {
-			n.Since = x.since.UnixMilli()
+			n.Since, n.Earlier = x.since.UnixMilli(), x.earlier
 		}
 	}
 	list := make([]nodeRow, 0, len(rows))

@@ -197,7 +197,7 @@ func (s *server) addNodes(ctx context.Context, a *overviewAnswer, p period, _ []
 }
 
 func (s *server) addWorkloads(ctx context.Context, a *overviewAnswer, p period, namespaces []string) error {
-	restarts, err := s.byPod(ctx, "increase("+selector("kube_pod_container_status_restarts_total", ofObjects)+"["+duration(p.window())+"])", p.end)
+	restarts, err := s.byPod(ctx, "increase("+ofContainers("status_restarts_total")+"["+duration(p.window())+"])", p.end)
 	if err != nil {
 		return err
 	}
@@ -271,7 +271,7 @@ func (s *server) restartedAt(ctx context.Context, p period, w *document.Workload
 	for _, pod := range w.Pods[:min(len(w.Pods), maxNames)] {
 		names = append(names, pod.Name)
 	}
-	lines, err := s.over(ctx, "sum by (pod) ("+selector("kube_pod_container_status_restarts_total", ofObjects, is("namespace", w.Namespace), oneOf("pod", names...))+")", p, p.step(chartPoints))
+	lines, err := s.over(ctx, "sum by (pod) ("+ofContainers("status_restarts_total", is("namespace", w.Namespace), oneOf("pod", names...))+")", p, p.step(chartPoints))
 	if err != nil {
 		return time.Time{}, err
 	}

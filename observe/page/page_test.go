@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -297,7 +298,17 @@ func TestAfternoon(t *testing.T) {
 		require.Len(t, a.Revisions, 2)
 		require.Equal(t, []string{"polyglot/go-service:1.4.0"}, a.Revisions[0].Images)
 		require.NotEmpty(t, a.CPU)
+		require.False(t, a.Sends)
 		require.Equal(t, http.StatusNotFound, do(h, http.MethodGet, "/api/polymesh/v1/workloads/"+app+"/nothing").Code)
+
+		// No sidecar sees what a gateway receives: it has what it sends.
+		gateway := list[slices.IndexFunc(list, func(w workloadRow) bool { return w.Name == "istio-ingressgateway" })]
+		require.Zero(t, gateway.Rate)
+		require.Greater(t, gateway.Sent, 1.0)
+		a = get[workloadAnswer](t, h, "workloads/istio-system/istio-ingressgateway?window=1h")
+		require.True(t, a.Sends)
+		require.NotEmpty(t, a.Rates)
+		require.Len(t, a.Quantiles, 3)
 	})
 
 	t.Run("rollout", func(t *testing.T) {
@@ -325,6 +336,15 @@ func TestAfternoon(t *testing.T) {
 		require.Equal(t, map[string]bool{"cpu": true, "memory": false, "pending": true, "evicted": false, "apiserver": false}, firing)
 		require.Len(t, a.Nodes, 2)
 		require.NotNil(t, a.Nodes[1].CPU, "of another machine by its kubelet")
+
+		// What was so at the first time that was looked at may have begun before.
+		require.True(t, a.Triggers[0].Earlier)
+		require.Equal(t, fixtureNow.Add(-2*cpuLasting).UnixMilli(), a.Triggers[0].Since)
+		at := fixtureNow.Add(-10 * time.Minute)
+		cpu := get[struct{ Triggers []trigger }](t, h, fmt.Sprintf("nodes?end=%d", at.UnixMilli())).Triggers[0]
+		require.True(t, cpu.Firing)
+		require.False(t, cpu.Earlier)
+		require.Greater(t, cpu.Since, at.Add(-2*cpuLasting+time.Minute).UnixMilli())
 	})
 
 	t.Run("traces", func(t *testing.T) {
@@ -564,6 +584,87 @@ func TestDroppedLines(t *testing.T) {
 	for _, st := range get[overviewAnswer](t, h, "overview?window=1h&ns=other").Statements {
 		require.NotContains(t, st.Text, "log line")
 	}
+}
+
+// What containers use is compared with the limits of the same containers: not with those of others in the pod, nor are those without one part of it.
+func TestUseAndLimits(t *testing.T) {
+	s := newStores(t)
+	const mib, ns = 1 << 20, "shop"
+	var all []*series
+	limit := map[string]string{"app": "kube_pod_container_resource_limits", "istio-proxy": "kube_pod_init_container_resource_limits"}
+	container := func(pod, name string, mebibytes, limitMebibytes float64) {
+		of := []string{"namespace", ns, "pod", pod, "container", name}
+		add := func(x *series, metric, job string, more ...string) {
+			x.labels = labels.FromStrings(slices.Concat([]string{"__name__", metric, "job", job, "instance", "node-1"}, of, more)...)
+			all = append(all, x)
+		}
+		// What a user's job says does not count.
+		for job, times := range map[string]float64{scrapeconfig.JobKubelet: 1, "default/prometheus-config/kubelet": 2} {
+			add(&series{value: steady(times * mebibytes * mib)}, "container_memory_working_set_bytes", job)
+			add(&series{rate: steady(times * mebibytes / 1000)}, "container_cpu_usage_seconds_total", job)
+		}
+		if limitMebibytes > 0 {
+			add(&series{value: steady(limitMebibytes * mib)}, limit[name], scrapeconfig.JobState, "resource", "memory")
+			add(&series{value: steady(limitMebibytes / 1000)}, limit[name], scrapeconfig.JobState, "resource", "cpu")
+		}
+	}
+	container("limited-1", "app", 100, 200)
+	container("limited-1", "istio-proxy", 500, 0)
+	container("sidecar-1", "app", 500, 0)
+	container("sidecar-1", "istio-proxy", 50, 1000)
+	container("two-1", "app", 100, 200)
+	container("two-2", "app", 190, 200)
+	container("two-2", "istio-proxy", 100, 1000)
+	container("free-1", "app", 100, 0)
+	s.record(t, all, fixtureNow.Add(-10*time.Minute), fixtureNow)
+	for name, pods := range map[string][]string{"limited": {"limited-1"}, "sidecar": {"sidecar-1"}, "two": {"two-1", "two-2"}, "free": {"free-1"}} {
+		w := document.Workload{Kind: "Deployment", Namespace: ns, Name: name}
+		for _, pod := range pods {
+			w.Pods = append(w.Pods, document.Pod{Name: pod, UID: pod, Phase: "Running", Ready: true})
+		}
+		require.NoError(t, s.logs.Append([]logstore.Entry{{
+			Time: fixtureNow.Add(-time.Minute), Labels: fields("job", document.Objects, "namespace", ns, "workload", name), Metadata: fields("kind", w.Kind), Line: asJSON(w),
+		}}))
+	}
+	s.logs.Flush()
+	h := s.page(t)
+	rows := get[struct{ Workloads []workloadRow }](t, h, "workloads").Workloads
+	require.Len(t, rows, 4)
+	for _, w := range rows {
+		want := map[string]struct {
+			total   float64
+			nearest *nearest
+		}{
+			"limited": {600, &nearest{"limited-1", "app", 100, 200}},
+			"sidecar": {550, &nearest{"sidecar-1", "istio-proxy", 50, 1000}},
+			"two":     {390, &nearest{"two-2", "app", 190, 200}},
+			"free":    {100, nil},
+		}[w.Name]
+		require.Equal(t, want.total, w.Memory/mib, w.Name)
+		require.InDelta(t, want.total/1000, w.CPU, 1e-6, w.Name)
+		if want.nearest == nil {
+			require.Nil(t, w.MemoryNearest, w.Name)
+			require.Nil(t, w.CPUNearest, w.Name)
+			continue
+		}
+		require.Equal(t, &nearest{want.nearest.Pod, want.nearest.Container, want.nearest.Use * mib, want.nearest.Limit * mib}, w.MemoryNearest, w.Name)
+		require.NotNil(t, w.CPUNearest, w.Name)
+		require.Equal(t, want.nearest.Container, w.CPUNearest.Container, w.Name)
+		require.InDelta(t, want.nearest.Use/want.nearest.Limit, w.CPUNearest.Use/w.CPUNearest.Limit, 1e-6, w.Name)
+	}
+
+	a := get[workloadAnswer](t, h, "workloads/shop/two")
+	require.Equal(t, 2, a.Measured)
+	require.Equal(t, []resource{
+		{Container: "app", Resource: "cpu", Limit: 0.2}, {Container: "app", Resource: "memory", Limit: 200 * mib},
+		{Container: "istio-proxy", Resource: "cpu", Limit: 1}, {Container: "istio-proxy", Resource: "memory", Limit: 1000 * mib},
+	}, a.Resources)
+	var measured []string
+	for _, l := range a.Memory {
+		measured = append(measured, l.Labels["pod"]+" "+l.Labels["container"])
+		require.NotEmpty(t, l.Points)
+	}
+	require.ElementsMatch(t, []string{"two-1 app", "two-2 app", "two-2 istio-proxy"}, measured)
 }
 
 // A period with more samples than the engine holds is evaluated in parts, with the same result.

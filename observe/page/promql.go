@@ -101,6 +101,8 @@ type standing struct {
 	labels map[string]string
 	value  float64
 	since  time.Time
+	// earlier means that it was so from the start of the period, so it may have begun before.
+	earlier bool
 }
 
 // above returns the lines of an expression in a period, and those that are above a limit at its end. What has ended before is not.
@@ -122,10 +124,11 @@ func (s *server) above(ctx context.Context, expr string, limit float64, p period
 		if math.IsNaN(sample.F) || math.IsInf(sample.F, 0) || sample.F <= limit {
 			continue
 		}
-		x := standing{sample.Metric.Map(), sample.F, p.end}
+		x := standing{labels: sample.Metric.Map(), value: sample.F, since: p.end}
 		if l := index[sample.Metric.String()]; l != nil {
 			x.since = l.since(limit, p.end, step)
 		}
+		x.earlier = x.since.Sub(p.start) <= step
 		list = append(list, x)
 	}
 	return list, lines, nil

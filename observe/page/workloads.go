@@ -1,13 +1,17 @@
 package page
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"maps"
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
+
+	"github.com/prometheus/prometheus/promql"
 
 	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/findings"
@@ -24,13 +28,34 @@ type workloadRow struct {
 	Images    []string `json:"images"`
 	Created   int64    `json:"created,omitempty"`
 	Restarts  float64  `json:"restarts"` // in the window
-	CPU       float64  `json:"cpu"`      // cores
-	Memory    float64  `json:"memory"`   // bytes
-	CPULimit  float64  `json:"cpuLimit,omitempty"`
-	MemLimit  float64  `json:"memoryLimit,omitempty"`
-	Rate      float64  `json:"rate"` // requests per second that it receives
-	Errors    float64  `json:"errors"`
-	Problem   *problem `json:"problem,omitempty"`
+	CPU       float64  `json:"cpu"`      // cores, of all containers
+	Memory    float64  `json:"memory"`   // bytes, of all containers
+	// The containers that are nearest to their limits. Containers without a limit have no share of one, so they are left out.
+	CPUNearest    *nearest `json:"cpuNearest,omitempty"`
+	MemoryNearest *nearest `json:"memoryNearest,omitempty"`
+	Rate          float64  `json:"rate"` // requests per second that it receives
+	Errors        float64  `json:"errors"`
+	Sent          float64  `json:"sent"` // requests per second that it sends
+	Problem       *problem `json:"problem,omitempty"`
+}
+
+// nearest is the container that uses the largest share of its limit.
+type nearest struct {
+	Pod       string  `json:"pod"`
+	Container string  `json:"container"`
+	Use       float64 `json:"use"`
+	Limit     float64 `json:"limit"`
+}
+
+// nearer returns the one of two that uses the larger share of its limit; either may be nil.
+func nearer(a, b *nearest) *nearest {
+	switch {
+	case a == nil:
+		return b
+	case b == nil || a.Use/a.Limit >= b.Use/b.Limit:
+		return a
+	}
+	return b
 }
 
 // podKey identifies a pod by name, as metrics do.
@@ -47,6 +72,49 @@ func (s *server) byPod(ctx context.Context, expr string, at time.Time) (map[podK
 		values[podKey{sample.Metric.Get("namespace"), sample.Metric.Get("pod")}] = sample.F
 	}
 	return values, nil
+}
+
+// used is what the containers of a pod use of a resource together, and the one that is nearest to its limit.
+type used struct {
+	total   float64
+	nearest *nearest
+}
+
+// use evaluates what containers use of a resource and their limits, by pod. Both sides have the same containers: a limit is only compared with the
+// use of its own container.
+func (s *server) use(ctx context.Context, use, limits string, at time.Time) (map[podKey]used, error) {
+	const byContainer = "max by (namespace, pod, container) "
+	type container struct{ namespace, pod, name string }
+	of := func(sample promql.Sample) container {
+		return container{sample.Metric.Get("namespace"), sample.Metric.Get("pod"), sample.Metric.Get("container")}
+	}
+	limited := map[container]float64{}
+	vector, err := s.instant(ctx, byContainer+"("+limits+")", at)
+	if err != nil {
+		return nil, err
+	}
+	for _, sample := range vector {
+		limited[of(sample)] = sample.F
+	}
+	if vector, err = s.instant(ctx, byContainer+"("+use+")", at); err != nil {
+		return nil, err
+	}
+	pods := map[podKey]used{}
+	for _, sample := range vector {
+		c := of(sample)
+		u := pods[podKey{c.namespace, c.pod}]
+		u.total += sample.F
+		if limit := limited[c]; limit > 0 {
+			u.nearest = nearer(u.nearest, &nearest{c.pod, c.name, sample.F, limit})
+		}
+		pods[podKey{c.namespace, c.pod}] = u
+	}
+	return pods, nil
+}
+
+// ofContainers selects a family of containers. It includes sidecars, which Kubernetes has among the init containers.
+func ofContainers(family string, matchers ...string) string {
+	return selector("", append([]string{matches("__name__", "kube_pod_(init_)?container_"+family), ofObjects}, matchers...)...)
 }
 
 // workloads answers with all workloads at a time. Parameters: end, window, ns.
@@ -68,22 +136,24 @@ func (s *server) workloads(r *http.Request) (any, error) {
 	if len(namespaces) > 0 {
 		of = []string{oneOf("namespace", namespaces...)}
 	}
-	with := func(metric string, more ...string) string {
-		return selector(metric, append(slices.Clone(of), more...)...)
+	with := func(more ...string) []string { return append(slices.Clone(of), more...) }
+	restarts, err := s.byPod(ctx, "increase("+ofContainers("status_restarts_total", of...)+"["+duration(p.window())+"])", p.end)
+	if err != nil {
+		return nil, err
 	}
-	numbers := map[string]map[podKey]float64{}
-	for name, expr := range map[string]string{
-		"cpu":         "rate(" + with("container_cpu_usage_seconds_total", ofKubelets) + "[5m])",
-		"memory":      with("container_memory_working_set_bytes", ofKubelets),
-		"restarts":    "increase(" + with("kube_pod_container_status_restarts_total", ofObjects) + "[" + duration(p.window()) + "])",
-		"cpuLimit":    with("kube_pod_container_resource_limits", ofObjects, is("resource", "cpu")),
-		"memoryLimit": with("kube_pod_container_resource_limits", ofObjects, is("resource", "memory")),
-	} {
-		if numbers[name], err = s.byPod(ctx, expr, p.end); err != nil {
-			return nil, err
-		}
+	cpu, err := s.use(ctx, "rate("+selector("container_cpu_usage_seconds_total", with(ofKubelets)...)+"[5m])", ofContainers("resource_limits", with(is("resource", "cpu"))...), p.end)
+	if err != nil {
+		return nil, err
 	}
-	rates, err := s.received(ctx, p)
+	memory, err := s.use(ctx, selector("container_memory_working_set_bytes", with(ofKubelets)...), ofContainers("resource_limits", with(is("resource", "memory"))...), p.end)
+	if err != nil {
+		return nil, err
+	}
+	received, err := s.requestsBy(ctx, p, "destination")
+	if err != nil {
+		return nil, err
+	}
+	sent, err := s.requestsBy(ctx, p, "source")
 	if err != nil {
 		return nil, err
 	}
@@ -105,14 +175,14 @@ func (s *server) workloads(r *http.Request) (any, error) {
 		}
 		for _, pod := range w.Pods {
 			k := podKey{w.Namespace, pod.Name}
-			row.CPU += numbers["cpu"][k]
-			row.Memory += numbers["memory"][k]
-			row.Restarts += numbers["restarts"][k]
-			row.CPULimit += numbers["cpuLimit"][k]
-			row.MemLimit += numbers["memoryLimit"][k]
+			row.Restarts += restarts[k]
+			row.CPU += cpu[k].total
+			row.CPUNearest = nearer(row.CPUNearest, cpu[k].nearest)
+			row.Memory += memory[k].total
+			row.MemoryNearest = nearer(row.MemoryNearest, memory[k].nearest)
 		}
-		traffic := rates[nodeKey{aWorkload, w.Namespace, w.Name}]
-		row.Rate, row.Errors = traffic[0], traffic[1]
+		k := nodeKey{aWorkload, w.Namespace, w.Name}
+		row.Rate, row.Errors, row.Sent = received[k][0], received[k][1], sent[k][0]
 		rows = append(rows, row)
 	}
 	return struct {
@@ -122,17 +192,18 @@ func (s *server) workloads(r *http.Request) (any, error) {
 	}{p.start.UnixMilli(), p.end.UnixMilli(), rows}, nil
 }
 
-// received returns the requests and failures per second that each workload received, as its own sidecars counted them.
-func (s *server) received(ctx context.Context, p period) (map[nodeKey][2]float64, error) {
-	vector, err := s.instant(ctx, "sum by (destination_workload, destination_workload_namespace, response_code, grpc_response_status) ("+
-		s.grown(selector("istio_requests_total", ofProxies, is("reporter", "destination")), p.window())+") > 0", p.end)
+// requestsBy returns the requests and failures per second that each workload received (side is destination) or sent (source), as its own proxies
+// counted them.
+func (s *server) requestsBy(ctx context.Context, p period, side string) (map[nodeKey][2]float64, error) {
+	vector, err := s.instant(ctx, "sum by ("+side+"_workload, "+side+"_workload_namespace, response_code, grpc_response_status) ("+
+		s.grown(selector("istio_requests_total", ofProxies, is("reporter", side)), p.window())+") > 0", p.end)
 	if err != nil {
 		return nil, err
 	}
 	rates := map[nodeKey][2]float64{}
 	for _, sample := range vector {
 		m := sample.Metric
-		k := nodeKey{aWorkload, m.Get("destination_workload_namespace"), m.Get("destination_workload")}
+		k := nodeKey{aWorkload, m.Get(side + "_workload_namespace"), m.Get(side + "_workload")}
 		r := rates[k]
 		r[0] += sample.F / p.window().Seconds()
 		if outcomeOf(m.Get("response_code"), m.Get("grpc_response_status")) == failed {
@@ -172,17 +243,32 @@ type workloadAnswer struct {
 	Pods      []podGeneration    `json:"pods"` // the newest first
 	Revisions []revision         `json:"revisions"`
 	// Cut means that the period has more snapshots than were read.
-	Cut      bool               `json:"cut,omitempty"`
-	CPU      []line             `json:"cpu"`      // cores, by pod
-	Memory   []line             `json:"memory"`   // bytes, by pod
-	Requests map[string]float64 `json:"requests"` // of one pod, by resource
-	Limits   map[string]float64 `json:"limits"`
-	// Rates are requests per second that it receives by class of code, Quantiles their durations in milliseconds.
+	Cut bool `json:"cut,omitempty"`
+	// CPU is in cores and Memory in bytes, by pod and container, of the newest pods. Measured is how many pods these are.
+	CPU      []line `json:"cpu"`
+	Memory   []line `json:"memory"`
+	Measured int    `json:"measured"`
+	// Resources are what the containers of a pod request and may use.
+	Resources []resource `json:"resources"`
+	// Rates are requests per second by class of code, Quantiles their durations in milliseconds: those that it receives or, if it receives none, as
+	// gateways, those that it sends.
+	Sends     bool               `json:"sends,omitempty"`
 	Rates     []line             `json:"rates"`
 	Quantiles []line             `json:"quantiles"`
 	Events    []event            `json:"events"`
 	Rollouts  []document.Rollout `json:"rollouts"`
 }
+
+// resource is what a container requests of a resource, and may use.
+type resource struct {
+	Container string  `json:"container"`
+	Resource  string  `json:"resource"`
+	Request   float64 `json:"request,omitempty"`
+	Limit     float64 `json:"limit,omitempty"`
+}
+
+// maxMeasured is how many pods of a workload are measured one by one: a chart of more is not read.
+const maxMeasured = 40
 
 // workload answers with everything about a workload. Parameters: end, window, kind.
 func (s *server) workload(r *http.Request) (any, error) {
@@ -218,7 +304,10 @@ func (s *server) workload(r *http.Request) (any, error) {
 	if a.State.Deleted.IsZero() {
 		a.Problem, a.Findings = problemOf(&a.State, found), found.of(keyOf(&a.State))
 	}
-	if err := s.addUsage(ctx, a, p, namespace, name); err != nil {
+	if err := s.addUsage(ctx, a, p, namespace); err != nil {
+		return nil, err
+	}
+	if err := s.addTraffic(ctx, a, p, namespace, name); err != nil {
 		return nil, err
 	}
 	a.Events, err = s.selectEvents(ctx, logstore.Selector{
@@ -296,48 +385,77 @@ func (s *server) addGenerations(ctx context.Context, a *workloadAnswer, p period
 	return err
 }
 
-// addUsage adds what the pods use, and what they receive.
-func (s *server) addUsage(ctx context.Context, a *workloadAnswer, p period, namespace, name string) error {
-	names := make([]string, 0, len(a.Pods))
-	for _, pod := range a.Pods {
-		if len(names) < maxNames {
-			names = append(names, pod.Name)
-		}
+// addUsage adds what the containers use, request and may use.
+func (s *server) addUsage(ctx context.Context, a *workloadAnswer, p period, namespace string) error {
+	a.CPU, a.Memory, a.Resources = []line{}, []line{}, []resource{}
+	names := make([]string, 0, maxMeasured)
+	for _, pod := range a.Pods[:min(len(a.Pods), maxMeasured)] {
+		names = append(names, pod.Name)
 	}
+	if a.Measured = len(names); len(names) == 0 {
+		return nil
+	}
+	pods := []string{is("namespace", namespace), oneOf("pod", names...)}
+	ofPods := func(metric string) string { return selector(metric, append(slices.Clone(pods), ofKubelets)...) }
 	step := p.step(chartPoints)
-	a.CPU, a.Memory, a.Requests, a.Limits = []line{}, []line{}, map[string]float64{}, map[string]float64{}
-	if len(names) > 0 {
-		pods := []string{is("namespace", namespace), oneOf("pod", names...)}
-		with := func(metric string, more ...string) string {
-			return selector(metric, append(slices.Clone(pods), more...)...)
-		}
-		var err error
-		if a.CPU, err = s.over(ctx, "sum by (pod) (rate("+with("container_cpu_usage_seconds_total", ofKubelets)+"["+duration(max(2*step, 2*time.Minute))+"]))", p, step); err != nil {
-			return err
-		}
-		if a.Memory, err = s.over(ctx, "sum by (pod) ("+with("container_memory_working_set_bytes", ofKubelets)+")", p, step); err != nil {
-			return err
-		}
-		for metric, values := range map[string]map[string]float64{"kube_pod_container_resource_requests": a.Requests, "kube_pod_container_resource_limits": a.Limits} {
-			vector, err := s.instant(ctx, "max by (resource) (sum by (pod, resource) ("+with(metric, ofObjects)+"))", p.end)
-			if err != nil {
-				return err
-			}
-			for _, sample := range vector {
-				values[sample.Metric.Get("resource")] = sample.F
-			}
-		}
-	}
-	of := []string{ofProxies, is("reporter", "destination"), is("destination_workload", name), is("destination_workload_namespace", namespace)}
-	rate := func(metric string) string {
-		return "rate(" + selector(metric, of...) + "[" + duration(max(4*step, time.Minute)) + "])"
-	}
 	var err error
-	if a.Rates, err = s.over(ctx, byClass(rate("istio_requests_total")), p, step); err != nil {
+	if a.CPU, err = s.over(ctx, "max by (pod, container) (rate("+ofPods("container_cpu_usage_seconds_total")+"["+duration(max(2*step, 2*time.Minute))+"]))", p, step); err != nil {
 		return err
 	}
-	a.Quantiles, err = s.quantiles(ctx, rate("istio_request_duration_milliseconds_bucket"), p, step)
-	return err
+	if a.Memory, err = s.over(ctx, "max by (pod, container) ("+ofPods("container_memory_working_set_bytes")+")", p, step); err != nil {
+		return err
+	}
+	requests, err := s.instant(ctx, "max by (container, resource) ("+ofContainers("resource_requests", pods...)+")", p.end)
+	if err != nil {
+		return err
+	}
+	limits, err := s.instant(ctx, "max by (container, resource) ("+ofContainers("resource_limits", pods...)+")", p.end)
+	if err != nil {
+		return err
+	}
+	type key struct{ container, resource string }
+	all := map[key]resource{}
+	add := func(vector promql.Vector, set func(*resource, float64)) {
+		for _, sample := range vector {
+			k := key{sample.Metric.Get("container"), sample.Metric.Get("resource")}
+			r := all[k]
+			r.Container, r.Resource = k.container, k.resource
+			set(&r, sample.F)
+			all[k] = r
+		}
+	}
+	add(requests, func(r *resource, v float64) { r.Request = v })
+	add(limits, func(r *resource, v float64) { r.Limit = v })
+	a.Resources = slices.SortedFunc(maps.Values(all), func(x, y resource) int {
+		return cmp.Or(strings.Compare(x.Container, y.Container), strings.Compare(x.Resource, y.Resource))
+	})
+	return nil
+}
+
+// addTraffic adds the requests that the workload receives or, if it receives none, those that it sends.
+func (s *server) addTraffic(ctx context.Context, a *workloadAnswer, p period, namespace, name string) error {
+	step := p.step(chartPoints)
+	for _, side := range []string{"destination", "source"} {
+		rate := func(metric string) string {
+			return "rate(" + selector(metric, ofProxies, is("reporter", side), is(side+"_workload", name), is(side+"_workload_namespace", namespace)) + "[" + duration(max(4*step, time.Minute)) + "])"
+		}
+		rates, err := s.over(ctx, byClass(rate("istio_requests_total")), p, step)
+		if err != nil {
+			return err
+		}
+		if len(rates) == 0 && side == "source" {
+			break
+		}
+		quantiles, err := s.quantiles(ctx, rate("istio_request_duration_milliseconds_bucket"), p, step)
+		if err != nil {
+			return err
+		}
+		a.Rates, a.Quantiles, a.Sends = rates, quantiles, side == "source"
+		if len(rates) > 0 {
+			break
+		}
+	}
+	return nil
 }
 
 // byClass returns an expression for requests by the class of their code, 2xx to 5xx.

@@ -197,7 +197,7 @@ func (p pod) with(more pod) pod {
 }
 
 // A proxy, or its app, reports what its own namespace sends and gets, and a waypoint what it passes on to there: nothing between
-// two others, whoever it says that it is.
+// two others, whatever it says that it is.
 func TestReporters(t *testing.T) {
 	for _, name := range []string{JobProxies, JobWaypoints} {
 		j := jobNamed(t, name)

@@ -65,7 +65,7 @@ func job1(body string) string {
 	return "scrape_configs:\n- job_name: x\n" + strings.TrimRight("  "+strings.ReplaceAll(body, "\n", "\n  "), " ") + "\n"
 }
 
-// What whoever may write a ConfigMap asks for in vain. The job is left out, and the next one is used.
+// What a user who may write a ConfigMap does not get. The job is left out, and the next one is used.
 func TestHostile(t *testing.T) {
 	for what, c := range map[string]struct{ body, problem string }{
 		"a token file":              {"bearer_token_file: /etc/shadow", "credentials_file is not allowed"}, // Prometheus reads the old key as the new one

@@ -211,7 +211,7 @@ func TestSockets(t *testing.T) {
 		}
 	}
 	_, text = get(t, client(filepath.Join(dir, "prometheus.sock")), "/metrics")
-	require.Contains(t, text, "\nprocess_resident_memory_bytes ", "whoever scrapes gets numbers")
+	require.Contains(t, text, "\nprocess_resident_memory_bytes ", "a scraper gets numbers")
 
 	// Spans by gRPC come on a socket of HTTP/2.
 	connection, err := grpc.NewClient("unix://"+filepath.Join(dir, "otlp-grpc.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))

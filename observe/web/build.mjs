@@ -1,5 +1,5 @@
 // Builds the page into observe/page/dist, which package page embeds: index.html, a script and a style sheet, each as gzip and brotli.
-// Their names have the hash of their contents, so a browser may keep them for ever. `node build.mjs` takes less than a second.
+// Their names have the hash of their contents, so a browser may keep them forever. `node build.mjs` takes less than a second.
 import { createHash } from "node:crypto";
 import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { brotliCompressSync, constants, gzipSync } from "node:zlib";

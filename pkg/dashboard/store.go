@@ -175,8 +175,6 @@ func files(ctx context.Context, o Options, dir string) (*store, error) {
 	socket := filepath.Join(temp, "observe.sock")
 	s := socketStore(socket, "the files in "+dir+", which no store writes at this time")
 	cmd := exec.Command(program, "--read-only", "--data-dir="+dir, "--socket="+socket)
-	// The program's default is for a store with a limit of its memory, which has fewer series than some files.
-	cmd.Env = append(os.Environ(), "GOMEMLIMIT=off")
 	said := &tail{}
 	cmd.Stderr = said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}

@@ -28,14 +28,11 @@ import (
 // Program is the name of the program among the shipped ones.
 const Program = "polymesh-observe"
 
-// CollectorMemoryLimit is the limit of the memory of a process that only sends, in bytes, including cached files.
 const (
-	CollectorMemoryLimit = 60_000_000
-	// collectorHeap is the share of Go's heap in the latter.
-	collectorHeap = 32 << 20
-)
+	// collectorMemory is the limit of the memory of a process that only sends, in bytes, including cached files. The program limits its heap to a part
+	// of it (observe/config).
+	collectorMemory = 60_000_000
 
-const (
 	restartMin = time.Second
 	restartMax = time.Minute
 	// restartReset is how long the process must have run for the restart delay to be reset.

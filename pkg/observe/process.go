@@ -47,7 +47,7 @@ func storeOf(d layout.DataDir) place {
 
 // collectorOf returns the place of the collector, which sends to the store of another machine.
 func collectorOf(d layout.DataDir) place {
-	return place{d, "the collector", d.ObserveCollector(), d.ObserveCollectorSocket(), group{d.CgroupRoot() + "-observe-collector", CollectorMemoryLimit}}
+	return place{d, "the collector", d.ObserveCollector(), d.ObserveCollectorSocket(), group{d.CgroupRoot() + "-observe-collector", collectorMemory}}
 }
 
 func (p place) file(name string) string { return filepath.Join(p.folder, name) }
@@ -311,13 +311,8 @@ func (c *Component) run() (*process, error) {
 	line, unlimited := c.at.cgroup.wrap(append([]string{program}, c.args()...))
 	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
-	// The server's settings for memory and proxies do not apply to the program.
+	// The server's settings for memory and proxies do not apply to the program, which limits its heap itself, by its flags.
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TZ=" + os.Getenv("TZ")}
-	heap := c.o.Memory * 10 / 13
-	if c.o.Collect != nil {
-		heap = collectorHeap
-	}
-	cmd.Env = append(cmd.Env, "GOMEMLIMIT="+strconv.FormatInt(heap, 10))
 	// Its own session: signals to the server's terminal or process group do not reach it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

@@ -24,23 +24,18 @@ import (
 // version is set by the build.
 var version = "dev"
 
-// Limits for Go's runtime and VictoriaMetrics' caches, so that the process stays below the 150 MB of the cgroup in which the server
-// puts this process. The environment overrides the first three.
+// Limits for Go's runtime and VictoriaMetrics' caches, so that the process stays below the memory of the cgroup in which the server puts it. The
+// environment overrides those of the runtime.
 //
 // VictoriaLogs merges as many parts at a time as there are processors, and keeps a compressor of 16 MiB for each of them.
 const (
-	processors  = 2
-	gcPercent   = 50
-	memoryLimit = 110 << 20
-	cacheLimit  = 32 << 20
+	processors = 2
+	gcPercent  = 50
+	cacheLimit = 32 << 20
 )
 
 func main() {
-	err := limitRuntime()
-	if err == nil {
-		err = run(os.Args[1:], os.Stdout)
-	}
-	if err != nil {
+	if err := run(os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "polymesh-observe:", err)
 		os.Exit(1)
 	}
@@ -48,13 +43,13 @@ func main() {
 
 // limitRuntime executes the program again with the runtime's limits in the environment, so that they apply before anything else runs: libraries
 // divide their work by the number of processors before main begins. It returns if the limits are set.
-func limitRuntime() error {
+func limitRuntime(o *config.Options) error {
 	environment := os.Environ()
 	for _, limit := range []struct {
 		name  string
-		value int
+		value int64
 	}{
-		{"GOMAXPROCS", min(processors, runtime.NumCPU())}, {"GOGC", gcPercent}, {"GOMEMLIMIT", memoryLimit},
+		{"GOMAXPROCS", int64(min(processors, runtime.NumCPU()))}, {"GOGC", gcPercent}, {"GOMEMLIMIT", o.HeapLimit()},
 	} {
 		if os.Getenv(limit.name) == "" {
 			environment = append(environment, fmt.Sprintf("%s=%d", limit.name, limit.value))
@@ -79,6 +74,9 @@ func run(args []string, out io.Writer) error {
 		return err
 	case o.Version:
 		_, err := fmt.Fprintln(out, version)
+		return err
+	}
+	if err := limitRuntime(o); err != nil {
 		return err
 	}
 	// Only root may access what it creates, except the sockets for pods.

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 
 func program(args ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], args...)
-	// Without what whoever runs the tests has set for them.
+	// Without the limits of the tests' own environment.
 	inherited := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		return strings.HasPrefix(v, "GOMAXPROCS=") || strings.HasPrefix(v, "GOGC=") || strings.HasPrefix(v, "GOMEMLIMIT=")
 	})
@@ -85,14 +85,21 @@ func TestWithoutStore(t *testing.T) {
 
 // The runtime's limits hold before anything else runs, and those of the environment come first.
 func TestRuntimeIsLimited(t *testing.T) {
+	procs := min(2, runtime.NumCPU())
 	for name, tc := range map[string]struct {
 		set   []string
+		args  []string
 		procs int
-	}{"nothing is set": {nil, min(2, runtime.NumCPU())}, "by the environment": {[]string{"GOMAXPROCS=1"}, 1}} {
+		heap  int64
+	}{
+		"nothing is set":     {nil, nil, procs, 115_384_615},
+		"a larger memory":    {nil, []string{"--memory=300MB"}, procs, 230_769_230},
+		"by the environment": {[]string{"GOMAXPROCS=1", "GOMEMLIMIT=123456789"}, []string{"--memory=300MB"}, 1, 123_456_789},
+	} {
 		t.Run(name, func(t *testing.T) {
 			temp := t.TempDir()
 			socket := filepath.Join(temp, "observe.sock")
-			cmd := program("--data-dir", filepath.Join(temp, "data"), "--log", filepath.Join(temp, "log"), "--socket", socket)
+			cmd := program(append(tc.args, "--data-dir", filepath.Join(temp, "data"), "--log", filepath.Join(temp, "log"), "--socket", socket)...)
 			cmd.Env = append(cmd.Env, tc.set...)
 			c := startProgram(t, socket, cmd)
 			var answer struct {
@@ -107,7 +114,7 @@ func TestRuntimeIsLimited(t *testing.T) {
 				return code == http.StatusOK && json.Unmarshal([]byte(text), &answer) == nil
 			})
 			require.Equal(t, tc.procs, answer.Data.GOMAXPROCS)
-			require.Equal(t, int64(memoryLimit), answer.Data.GOMEMLIMIT)
+			require.Equal(t, tc.heap, answer.Data.GOMEMLIMIT)
 			require.Equal(t, "50", answer.Data.GOGC)
 			environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", c.cmd.Process.Pid))
 			require.NoError(t, err)

@@ -214,11 +214,20 @@ export interface WorkloadRow {
   restarts: number;
   cpu: number;
   memory: number;
-  cpuLimit?: number;
-  memoryLimit?: number;
+  cpuNearest?: Nearest;
+  memoryNearest?: Nearest;
   rate: number;
   errors: number;
+  sent: number;
   problem?: Problem;
+}
+
+/** The container that uses the largest share of its limit. */
+export interface Nearest {
+  pod: string;
+  container: string;
+  use: number;
+  limit: number;
 }
 
 export interface Container {
@@ -293,6 +302,14 @@ export interface ClusterEvent {
   text: string;
 }
 
+/** What a container requests of a resource, and may use. */
+export interface Resource {
+  container: string;
+  resource: string;
+  request?: number;
+  limit?: number;
+}
+
 export interface WorkloadAnswer {
   start: number;
   end: number;
@@ -314,10 +331,13 @@ export interface WorkloadAnswer {
   pods: Pod[];
   revisions: { time: number; revision?: string; images: string[] }[];
   cut?: boolean;
+  /** By pod and container, of the newest pods, as many as are measured. */
   cpu: Line[];
   memory: Line[];
-  requests: Record<string, number>;
-  limits: Record<string, number>;
+  measured: number;
+  resources: Resource[];
+  /** The requests are those that it sends. */
+  sends?: boolean;
   rates: Line[];
   quantiles: Line[];
   events: ClusterEvent[];
@@ -328,6 +348,8 @@ export interface Trigger {
   id: "cpu" | "memory" | "pending" | "evicted" | "apiserver";
   firing: boolean;
   since?: number;
+  /** It may have begun before since. */
+  earlier?: boolean;
   value: number;
   limit: number;
   known: boolean;
@@ -340,6 +362,7 @@ export interface NodeRow {
   ready: boolean;
   known: boolean;
   since?: number;
+  earlier?: boolean;
   pressure: string[];
   version?: string;
   kernel?: string;

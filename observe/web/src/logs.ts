@@ -1,4 +1,5 @@
 // Lines of logs: what is in them, and how they are shown. This file has no effects.
+import { type Change, timeParam } from "./url";
 
 export interface LogLine {
   /** Unix nanoseconds, as text: a number would lose the last digits. */
@@ -170,6 +171,11 @@ export function queryOf(c: Choice): string {
   if (c.pod) matchers.push(`pod=${quote(c.pod)}`);
   if (c.container) matchers.push(`container=${quote(c.container)}`);
   return `{${matchers.join(", ")}}${c.text ? ` |= ${quote(c.text)}` : ""}`;
+}
+
+/** The logs of a container until it ended, as the parameters of their view. */
+export function beforeEnd(namespace: string, pod: string, container: string, finished: number): Change {
+  return { q: queryOf({ namespaces: [namespace], pod, container }), t: timeParam(finished + 1000), w: "5m" };
 }
 
 /** Whether a query is for numbers rather than lines. */

@@ -4,9 +4,9 @@ import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { api, useData, type WorkloadRow } from "./api";
 import { span, when, zoneOf } from "./format";
 import { Icon, type IconName } from "./icons";
-import { go, keys, live, lost, now, place, set, setKeys, setTheme, shift, store, theme } from "./state";
+import { filtersIn, go, keys, live, lost, now, place, set, setKeys, setTheme, shift, store, theme } from "./state";
 import { Suggest, type Suggestion } from "./suggest";
-import { Choice, Link, Menu } from "./ui";
+import { Choice, Link, Menu, ViewLink } from "./ui";
 import { endOf, placeOf, timeParam, timeQuery, windowOf, windows, windowWords } from "./url";
 import { quote } from "./logs";
 
@@ -50,10 +50,10 @@ export function Shell({ children }: { children: ComponentChildren }) {
       </header>
       <nav class="side" aria-label="Views">
         {navigation.map((n) => (
-          <Link key={n.path} to={n.path ? [n.path] : []} aria-current={n.path === at ? "page" : undefined}>
+          <ViewLink key={n.path} view={n.path} aria-current={n.path === at ? "page" : undefined}>
             <Icon name={n.icon} />
             <span>{n.text}</span>
-          </Link>
+          </ViewLink>
         ))}
       </nav>
       <main id="main" tabIndex={-1}>
@@ -253,7 +253,7 @@ function useKeys(help: () => void): void {
         const n = navigation.find((x) => x.key === e.key);
         if (n) {
           e.preventDefault();
-          return go(placeOf(place.peek(), n.path ? [n.path] : []));
+          return go(placeOf(place.peek(), n.path ? [n.path] : [], filtersIn(n.path)));
         }
       }
       const i = windows.indexOf(windowOf(place.peek().query).text);

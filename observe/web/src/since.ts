@@ -27,11 +27,3 @@ export function revisionTimes(a: { start: number; cut?: boolean; state: { create
     return { time: Math.min(r.time, ...pods), before: true };
   });
 }
-
-/** The time of a state that was found by going back through measurements. At the first of them nothing is known of the time before. */
-export function measuredSince(since: number, start: number, lines: { points: [number, number][] }[]): Since {
-  let step = Infinity;
-  for (const { points } of lines) for (let i = 1; i < points.length; i++) step = Math.min(step, points[i]![0] - points[i - 1]![0]);
-  if (!Number.isFinite(step)) step = 15_000;
-  return { time: since, before: since - start < 1.5 * step };
-}

@@ -1,11 +1,23 @@
 // What the page knows beside its data: where it is, what time the store has, and what was chosen for this browser.
-import { computed, signal } from "@preact/signals";
-import { type Change, change, endOf, formatPlace, parsePlace, type Place, timeParam, windowOf } from "./url";
+import { computed, effect, signal } from "@preact/signals";
+import { type Change, change, endOf, filtersOf, formatPlace, parsePlace, type Place, timeParam, windowOf } from "./url";
 
 export const place = signal<Place>(parsePlace(location.href));
 addEventListener("popstate", () => {
   place.value = parsePlace(location.href);
 });
+
+const filters = new Map<string, Change>();
+effect(() => {
+  const { path, query } = place.value;
+  if (path.length <= 1) filters.set(path[0] ?? "", filtersOf(query));
+});
+
+/** The filters with which a view comes back: those that it had when it was left. Where one is already, there are none. */
+export function filtersIn(view: string): Change {
+  const { path } = place.value;
+  return path.length <= 1 && (path[0] ?? "") === view ? {} : (filters.get(view) ?? {});
+}
 
 /** Goes to a URL of the page. With replace it takes the place of the current one in the history. */
 export function go(url: string, replace = false): void {

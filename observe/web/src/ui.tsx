@@ -5,7 +5,7 @@ import type { Data } from "./api";
 import { ago, codeParts, csv, percent, when } from "./format";
 import { Icon, type IconName } from "./icons";
 import type { Since } from "./since";
-import { now, place, set } from "./state";
+import { filtersIn, now, place, set } from "./state";
 import { type Change, ownPath, placeOf } from "./url";
 
 /** A link within the page. It keeps the time and the namespaces. */
@@ -15,6 +15,11 @@ export function Link({ to, query, children, ...rest }: { to: string[]; query?: C
       {children}
     </a>
   );
+}
+
+/** A link to one of the views of the navigation, with the filters that it had when it was left. */
+export function ViewLink({ view, ...rest }: { view: string; children: ComponentChildren; "aria-current"?: "page" | undefined }) {
+  return <Link to={view ? [view] : []} query={filtersIn(view)} {...rest} />;
 }
 
 /** The URL of a path that the store made, with time and namespaces. */

@@ -54,6 +54,15 @@ export function placeOf(from: Place, path: string[], query: Change = {}): string
   return formatPlace(path, change(next, query));
 }
 
+/** The filters of a view: its parameters, without those that all views keep, what is selected in it, and whether it is live. */
+export function filtersOf(query: URLSearchParams): Change {
+  const by: Change = {};
+  for (const name of new Set(query.keys())) {
+    if (!kept.includes(name) && name !== "sel" && name !== "tail") by[name] = query.getAll(name);
+  }
+  return by;
+}
+
 /** A link from the store, as path of this page, or undefined if it leads elsewhere. */
 export function ownPath(link: string): Place | undefined {
   if (!/^\/(?![/\\])/.test(link)) return undefined;

@@ -1,27 +1,6 @@
-// What the containers of a workload use and may use, and what it sends. This file has no effects.
-import type { Line } from "./api";
+// What the containers of a workload use, request and may use. This file has no effects.
+import type { Line, Resource } from "./api";
 import type { Limit } from "./points";
-
-const escape = (text: string) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
-
-/** Of more pods than these a chart is not read any more. */
-export const mostPods = 40;
-
-/** PromQL queries of the containers of pods, by pod and container. The newest pods come first. */
-export function usageQueries(namespace: string, pods: string[], stepSeconds: number): { cpu: string; memory: string; limits: string } {
-  const of = `{namespace=${JSON.stringify(namespace)}, pod=~${JSON.stringify(pods.slice(0, mostPods).map(escape).join("|"))}}`;
-  return {
-    cpu: `sum by (pod, container) (rate(container_cpu_usage_seconds_total${of}[${Math.max(2 * stepSeconds, 120)}s]))`,
-    memory: `sum by (pod, container) (container_memory_working_set_bytes${of})`,
-    limits: `max by (container, resource) (kube_pod_container_resource_limits${of})`,
-  };
-}
-
-/** The PromQL query of the requests per second that a workload sends, by the class of their code. */
-export function sentQuery(namespace: string, name: string, stepSeconds: number): string {
-  const of = `{reporter="source", source_workload_namespace=${JSON.stringify(namespace)}, source_workload=${JSON.stringify(name)}}`;
-  return `sum by (class) (label_replace(rate(istio_requests_total${of}[${Math.max(4 * stepSeconds, 60)}s]), "class", "${"${1}"}xx", "response_code", "(.).*"))`;
-}
 
 export interface Used {
   /** The pod without the name of its workload, and the container if there are several. */
@@ -42,14 +21,21 @@ export function usedBy(lines: Line[], workload: string): Used[] {
   }).sort((a, b) => a.pod - b.pod || a.container - b.container);
 }
 
-/** The limits of containers of one resource: each names its containers, as those without one have none. */
-export function containerLimits(values: { labels: Record<string, string>; value: number }[], resource: string): Limit[] {
+/** The amounts of one resource that containers request, or may use: each names its containers, as those without one have none. */
+export function amounts(resources: Resource[], resource: string, what: "request" | "limit"): Limit[] {
   const names = new Map<number, string[]>();
-  for (const v of values) {
-    if (v.labels.resource !== resource || !(v.value > 0)) continue;
-    const list = names.get(v.value);
-    if (list) list.push(v.labels.container ?? "");
-    else names.set(v.value, [v.labels.container ?? ""]);
+  for (const r of resources) {
+    const value = r[what];
+    if (r.resource !== resource || !value) continue;
+    const list = names.get(value);
+    if (list) list.push(r.container);
+    else names.set(value, [r.container]);
   }
-  return [...names].sort(([a], [b]) => a - b).map(([value, list]) => ({ value, label: `limit of ${list.sort().join(", ")}` }));
+  return [...names].sort(([a], [b]) => a - b).map(([value, list]) => ({ value, label: `${what} of ${list.sort().join(", ")}` }));
+}
+
+/** What the containers of a pod request, or may use, together, and which containers these are. */
+export function sumOf(resources: Resource[], resource: string, what: "request" | "limit"): { value: number; containers: string[] } {
+  const some = resources.filter((r) => r.resource === resource && r[what]);
+  return { value: some.reduce((n, r) => n + r[what]!, 0), containers: some.map((r) => r.container) };
 }

@@ -179,9 +179,11 @@ for (const [name, width, colorScheme] of [["desk", 1280, "light"], ["desk", 1280
   await show(page, "/");
   assert.equal(await page.locator(".statements .since").textContent(), "since 13:00 or earlier");
   assert.equal(await page.locator(".statements code").textContent(), "kubectl logs x");
-  // As far back as the nodes are asked about, the first one uses too much CPU.
+  // As far back as the nodes are asked about, the first one uses too much CPU; at an earlier time, its begin is known.
+  await show(page, "/nodes?t=2026-03-02T14:00:00Z&w=15m");
+  assert.match(await page.locator("tr", { hasText: "above 70 % for 10 min" }).textContent(), /before 13:40 more than 20 min/);
   await show(page, "/nodes?t=2026-03-02T13:50:00Z&w=15m");
-  assert.match(await page.locator("tr", { hasText: "above 70 %" }).textContent(), /before 13:35 more than 15 min/);
+  assert.match(await page.locator("tr", { hasText: "above 70 %" }).textContent(), /minutes13:34 15 min/);
   await done(page);
 }
 
@@ -202,6 +204,49 @@ for (const [name, width, colorScheme] of [["desk", 1280, "light"], ["desk", 1280
   assert.match(await page.locator("main").textContent(), /Requests per second that it sends/);
   await show(page, `/workloads/${app}/node-service`);
   assert.match(await page.locator(".chart", { hasText: "Memory by container" }).locator("figcaption").textContent(), /limit of app: \d+ MiB/);
+  // In the list, use and limit are of the same container.
+  await show(page, "/workloads");
+  assert.match(await page.locator("tr", { hasText: "node-service" }).locator("td[data-label=Memory]").textContent(), /^\d+ MiBapp 9\d % of limit$/);
+  await done(page);
+}
+
+{ // From the end of a container to what it wrote before, and from the use of a node to its pods.
+  const page = await open();
+  await show(page, `/workloads/${app}/node-service?w=1h`);
+  await page.locator("td[data-label='Last end'] a", { hasText: "OOMKilled, code 137" }).click();
+  await settled(page);
+  const query = new URL(page.url()).searchParams;
+  assert.match(query.get("q"), /^\{job="pods", namespace="polyglot-services", pod="node-service-[^"]+", container="app"\}$/);
+  assert.equal(query.get("t"), "2026-03-02T13:51:01Z");
+  await show(page, "/nodes");
+  await page.locator("tr", { hasText: "192.0.2.1" }).locator("td[data-label=Memory] a").click();
+  await settled(page);
+  assert.ok((await page.locator("tbody tr").count()) > 3);
+  await done(page);
+}
+
+{ // A view comes back with its filters, with the time of where one is; a second click clears them.
+  const page = await open();
+  await show(page, "/workloads?find=rust&trouble=1");
+  const views = page.getByRole("navigation", { name: "Views" });
+  await page.locator("tbody a").first().click();
+  await settled(page);
+  await page.keyboard.press("[");
+  await views.getByRole("link", { name: "Workloads" }).click();
+  await settled(page);
+  const query = () => new URL(page.url()).searchParams;
+  assert.deepEqual([query().get("find"), query().get("trouble")], ["rust", "1"]);
+  assert.ok(query().get("t"));
+  await views.getByRole("link", { name: "Graph" }).click();
+  await settled(page);
+  assert.equal(query().get("find"), null);
+  await page.keyboard.press("g");
+  await page.keyboard.press("w");
+  await settled(page);
+  assert.equal(query().get("find"), "rust");
+  await views.getByRole("link", { name: "Workloads" }).click();
+  await settled(page);
+  assert.equal(query().get("find"), null);
   await done(page);
 }
 
@@ -269,6 +314,7 @@ for (const [name, width, colorScheme] of [["desk", 1280, "light"], ["desk", 1280
   await page.locator(".edge", { has: page.locator('[aria-label^="node-service calls rust-service"]') }).locator(".label").click();
   await settled(page);
   assert.match(await page.locator("main").textContent(), /the connection to the pod failed; gave up after all retries/);
+  assert.equal(new URL(await page.getByRole("link", { name: "Traces", exact: true }).last().evaluate((a) => a.href)).searchParams.get("service"), `rust-service.${app}`);
   const row = page.locator("tr", { hasText: "UF,URX", has: page.locator("a") }).first();
   await row.locator("a").first().click();
   await settled(page);

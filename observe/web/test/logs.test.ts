@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { completionAt, suggest } from "../src/complete";
 import { hue } from "../src/hue";
-import { groupLines, isMetricQuery, linesOf, type LogLine, parseLine, queryOf, quote, streamSelector, writer } from "../src/logs";
+import { beforeEnd, groupLines, isMetricQuery, linesOf, type LogLine, parseLine, queryOf, quote, streamSelector, writer } from "../src/logs";
 
 test("lines of streams are in the order of time, to the nanosecond", () => {
   const lines = linesOf([
@@ -75,6 +75,10 @@ test("names of others stay within their quotes", () => {
   assert.equal(queryOf({ namespaces: ['a"} or {x="'], text: 'say "hi"\n' }), '{job="pods", namespace="a\\"} or {x=\\""} |= "say \\"hi\\"\\n"');
   assert.equal(queryOf({ namespaces: ["a.b", "c"] }), '{job="pods", namespace=~"a\\\\.b|c"}');
   assert.equal(quote('"'), '"\\""');
+});
+
+test("what a container wrote before it ended reaches to its end", () => {
+  assert.deepEqual(beforeEnd("shop", "api-1", 'a"', Date.UTC(2026, 2, 2, 13, 42)), { q: '{job="pods", namespace="shop", pod="api-1", container="a\\""}', t: "2026-03-02T13:42:01Z", w: "5m" });
 });
 
 test("the selector of a query ends where it does", () => {

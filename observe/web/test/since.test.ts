@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { codeParts, sentence } from "../src/format";
-import { measuredSince, numbered, revisionTimes } from "../src/since";
+import { numbered, revisionTimes } from "../src/since";
 
 const at = (time: number) => new Date(time).toISOString();
 const hour = 3_600_000;
@@ -19,13 +19,6 @@ test("the only template of a workload that was made within the shown time is as 
   assert.deepEqual(revisionTimes({ start: 0, state: { created: at(hour) }, pods: [], revisions: [revision(2 * hour)] }), [{ time: hour, before: false }]);
   assert.deepEqual(revisionTimes({ start: 0, cut: true, state: { created: at(hour) }, pods: [], revisions: [revision(2 * hour)] }), [{ time: 2 * hour, before: true }]);
   assert.deepEqual(revisionTimes({ start: 0, state: {}, pods: [], revisions: [revision(2 * hour)] }), [{ time: 2 * hour, before: true }]);
-});
-
-test("what is so since the first measurement began before it", () => {
-  const lines = [{ points: [[100_000, 1], [115_000, 1], [130_000, 1]] as [number, number][] }];
-  assert.deepEqual(measuredSince(100_000, 100_000, lines), { time: 100_000, before: true });
-  assert.deepEqual(measuredSince(115_000, 100_000, lines), { time: 115_000, before: true });
-  assert.deepEqual(measuredSince(130_000, 100_000, lines), { time: 130_000, before: false });
 });
 
 test("a sentence ends with one full stop, and what is between backticks is code", () => {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { change, endOf, formatDuration, formatPlace, ownPath, parseDuration, parsePlace, placeOf, timeParam, timeQuery, windowOf } from "../src/url";
+import { change, endOf, filtersOf, formatDuration, formatPlace, ownPath, parseDuration, parsePlace, placeOf, timeParam, timeQuery, windowOf } from "../src/url";
 
 test("a place survives its URL, whatever the names are", () => {
   for (const path of [[], ["graph"], ["edge", "a/b", "c d", "-", "é%2F\"<&?#"], ["workloads", "..", "%"], ["request", "a+b=="]]) {
@@ -17,6 +17,13 @@ test("time and namespaces go along to another view", () => {
   const from = parsePlace("/graph?t=2026-03-02T13:50:00Z&w=1h&ns=a&ns=b&sel=x&errors=1");
   assert.equal(placeOf(from, ["logs"], { q: "{}" }), "/logs?t=2026-03-02T13%3A50%3A00Z&w=1h&ns=a&ns=b&q=%7B%7D");
   assert.equal(change(from.query, { ns: undefined, w: "", sel: ["1", "2"] }).toString(), "t=2026-03-02T13%3A50%3A00Z&errors=1&sel=1&sel=2");
+});
+
+test("the filters of a view are its own parameters", () => {
+  const from = parsePlace("/logs?t=2026-03-02T13:50:00Z&w=1h&ns=a&q=%7B%7D&tail=1&sel=x&open=a&open=b");
+  assert.deepEqual(filtersOf(from.query), { q: ["{}"], open: ["a", "b"] });
+  // With the time and the namespaces of where one is.
+  assert.equal(placeOf(parsePlace("/graph?ns=b&errors=1"), ["logs"], filtersOf(from.query)), "/logs?ns=b&q=%7B%7D&open=a&open=b");
 });
 
 test("only paths of the page are followed", () => {

@@ -1,14 +1,18 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import type { Resource } from "../src/api";
 import { scaleTop } from "../src/points";
-import { containerLimits, sentQuery, usageQueries, usedBy } from "../src/usage";
+import { amounts, sumOf, usedBy } from "../src/usage";
 
-test("a limit names its containers", () => {
-  const of = (container: string, resource: string, value: number) => ({ labels: { container, resource }, value });
-  const values = [of("app", "memory", 64), of("istio-proxy", "memory", 1024), of("other", "memory", 64), of("app", "cpu", 2)];
-  assert.deepEqual(containerLimits(values, "memory"), [{ value: 64, label: "limit of app, other" }, { value: 1024, label: "limit of istio-proxy" }]);
-  assert.deepEqual(containerLimits(values, "cpu"), [{ value: 2, label: "limit of app" }]);
-  assert.deepEqual(containerLimits([], "cpu"), []);
+test("a limit and a request name their containers", () => {
+  const of = (container: string, resource: string, limit?: number, request?: number): Resource => ({ container, resource, limit, request });
+  const all = [of("app", "memory", 64, 32), of("istio-proxy", "memory", 1024), of("other", "memory", 64), of("app", "cpu", 2), of("free", "memory", undefined, 8)];
+  assert.deepEqual(amounts(all, "memory", "limit"), [{ value: 64, label: "limit of app, other" }, { value: 1024, label: "limit of istio-proxy" }]);
+  assert.deepEqual(amounts(all, "memory", "request"), [{ value: 8, label: "request of free" }, { value: 32, label: "request of app" }]);
+  assert.deepEqual(amounts(all, "cpu", "limit"), [{ value: 2, label: "limit of app" }]);
+  assert.deepEqual(amounts([], "cpu", "limit"), []);
+  assert.deepEqual(sumOf(all, "memory", "limit"), { value: 1152, containers: ["app", "istio-proxy", "other"] });
+  assert.deepEqual(sumOf(all, "cpu", "request"), { value: 0, containers: [] });
 });
 
 test("the lowest limit is on the scale, one far above it does not flatten the rest", () => {
@@ -24,11 +28,4 @@ test("what containers use is by pod and container, the app before its proxy", ()
   const line = (pod: string, container: string) => ({ labels: { pod, container }, points: [[0, 1]] as [number, number][] });
   assert.deepEqual(usedBy([line("api-b", "istio-proxy"), line("api-a", "web"), line("api-b", "web")], "api").map((u) => [u.label, u.pod, u.container]), [["a web", 0, 0], ["b web", 1, 0], ["b istio-proxy", 1, 1]]);
   assert.deepEqual(usedBy([line("job", "c")], "api").map((u) => u.label), ["job"]);
-});
-
-test("names of others stay within their quotes", () => {
-  const q = usageQueries('a"b', ["x.y", 'z"}'], 30);
-  assert.equal(q.memory, 'sum by (pod, container) (container_memory_working_set_bytes{namespace="a\\"b", pod=~"x\\\\.y|z\\"\\\\}"})');
-  assert.match(q.cpu, /\[120s\]/);
-  assert.match(sentQuery("n", 'a"}', 15), /source_workload="a\\"\}"\}\[60s\]\), "class", "\$\{1\}xx"/);
 });

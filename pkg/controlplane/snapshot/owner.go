@@ -1,6 +1,9 @@
 package snapshot
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -49,10 +52,32 @@ func unfinished(cluster, node string) string {
 	return atomicfile.Prefix + cluster + "_" + nodePart(node) + "_"
 }
 
-// work makes a folder for an unfinished snapshot of a cluster. If the process is killed, the next snapshot of this cluster removes it; the folder of a
-// download that does not show its cluster stays.
-func (s *Snapshots) work(cluster string) (string, error) {
-	return os.MkdirTemp(s.o.Dir, unfinished(cluster, s.o.Node))
+// machineID is the file with the machine's id (machine-id(5)).
+const machineID = "/etc/machine-id"
+
+// downloads returns the prefix of the folders into which this server downloads snapshots. A snapshot need not be of the cluster in the data dir,
+// which may be empty, nor show of which one it is: it is the server that is identified, by its machine, data dir and node.
+func (s *Snapshots) downloads() (string, error) {
+	// A machine without an id is identified by its data dir and node alone. The id itself must not be published (machine-id(5)).
+	id, err := os.ReadFile(machineID)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	text, err := json.Marshal([]string{string(id), string(s.o.DataDir), s.o.Node})
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(append([]byte("polymesh snapshot download\n"), text...))
+	return atomicfile.Prefix + "download_" + hex.EncodeToString(sum[:8]) + "_", nil
+}
+
+// removeDownloads removes what interrupted downloads of this server have left in the folder, which is locked.
+func (s *Snapshots) removeDownloads() error {
+	prefix, err := s.downloads()
+	if err != nil {
+		return err
+	}
+	return s.removeFolders(prefix)
 }
 
 // removeUnfinished removes what interrupted saves of this server have left in the folder, which is locked.
@@ -60,12 +85,16 @@ func (s *Snapshots) removeUnfinished(cluster string) error {
 	if cluster == "" {
 		return nil
 	}
+	return s.removeFolders(unfinished(cluster, s.o.Node))
+}
+
+func (s *Snapshots) removeFolders(prefix string) error {
 	entries, err := os.ReadDir(s.o.Dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if !e.IsDir() || !strings.HasPrefix(e.Name(), unfinished(cluster, s.o.Node)) {
+		if !e.IsDir() || !strings.HasPrefix(e.Name(), prefix) {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(s.o.Dir, e.Name())); err != nil {

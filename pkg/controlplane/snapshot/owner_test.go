@@ -134,6 +134,45 @@ func TestClustersShareAFolder(t *testing.T) {
 	}
 }
 
+// interrupted makes what a process leaves in a folder that is killed while it downloads.
+func (m machine) interrupted(t *testing.T, dir string) string {
+	t.Helper()
+	prefix, err := m.downloads()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, prefix+"123")
+	m.write(t, "half", filepath.Join(path, ".new-456"))
+	return path
+}
+
+// Every command of a server that changes the folder removes what its own interrupted downloads have left, and nothing of other servers.
+func TestInterruptedDownload(t *testing.T) {
+	a := newCluster(t, "n1")
+	i := a.save(t, OnDemand)
+	elsewhere, other := newCluster(t, "n1"), machine{New(a.o), a.dir}
+	other.o.Node = "n2"
+	stay := []string{elsewhere.interrupted(t, a.o.Dir), other.interrupted(t, a.o.Dir)}
+	for what, run := range map[string]func() error{
+		"save":   func() error { _, err := a.Save(t.Context(), OnDemand); return err },
+		"prune":  func() error { _, err := a.Prune(t.Context(), 1); return err },
+		"delete": func() error { _, err := a.Delete(t.Context(), i.File); return err },
+	} {
+		mine := a.interrupted(t, a.o.Dir)
+		if err := run(); err != nil && what != "delete" { // it may be pruned
+			t.Errorf("%s: %v", what, err)
+		}
+		if _, err := os.Stat(mine); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: what an interrupted download has left stays: %v", what, err)
+		}
+	}
+	for _, path := range stay {
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("of another server: %v", err)
+		}
+	}
+}
+
 // A name alone is no proof if the content says otherwise.
 func TestContentShowsTheCluster(t *testing.T) {
 	a, b := newCluster(t, "n1"), newCluster(t, "n1")
@@ -187,6 +226,7 @@ func TestClustersShareABucket(t *testing.T) {
 	}
 	fresh := newMachine(t, "n2")
 	fresh.o.Bucket = bucketOf(t, settings)
+	fresh.interrupted(t, fresh.o.Dir)
 	if _, err := fresh.Restore(t.Context(), unknown[0]); err != nil {
 		t.Errorf("one of an earlier version: %v", err)
 	}

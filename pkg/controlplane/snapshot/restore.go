@@ -252,7 +252,7 @@ func (s *Snapshots) find(ctx context.Context, from string) (string, error) {
 		return filepath.Abs(from)
 	}
 	local := filepath.Join(s.o.Dir, from)
-	p, named := parse(from)
+	_, named := parse(from)
 	if named {
 		if _, err := os.Lstat(local); err == nil {
 			return local, nil
@@ -267,7 +267,11 @@ func (s *Snapshots) find(ctx context.Context, from string) (string, error) {
 			return "", err
 		}
 		defer unlock()
-		work, err := s.work(p.cluster)
+		prefix, err := s.downloads()
+		if err != nil {
+			return "", err
+		}
+		work, err := os.MkdirTemp(s.o.Dir, prefix)
 		if err != nil {
 			return "", err
 		}

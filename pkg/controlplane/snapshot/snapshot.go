@@ -150,8 +150,8 @@ func (s *Snapshots) content() string {
 	return s.o.DataDir.Server("db")
 }
 
-// lock creates the folder, and excludes other processes that change it. A data dir that it is in is claimed first, so that it does not
-// look like a folder of something else.
+// lock creates the folder, excludes other processes that change it, and removes what an interrupted download of this server has left there. A data
+// dir that it is in is claimed first, so that it does not look like a folder of something else.
 func (s *Snapshots) lock() (unlock func(), err error) {
 	if inside, err := filepath.Rel(string(s.o.DataDir), s.o.Dir); err == nil && filepath.IsLocal(inside) {
 		if _, err := datadir.Claim(s.o.DataDir); err != nil {
@@ -177,6 +177,11 @@ func (s *Snapshots) lock() (unlock func(), err error) {
 		dir.Close()
 		return nil, fmt.Errorf("%s is in use: another snapshot is being saved or removed; try again when it is done", s.o.Dir)
 	}
+	// A killed process leaves these.
+	if err := s.removeDownloads(); err != nil {
+		dir.Close()
+		return nil, err
+	}
 	return func() { dir.Close() }, nil
 }
 
@@ -201,7 +206,7 @@ func (s *Snapshots) save(ctx context.Context, name string) (*Info, error) {
 		}
 		cancel()
 	}
-	work, err := s.work(cluster)
+	work, err := os.MkdirTemp(s.o.Dir, unfinished(cluster, s.o.Node))
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,7 @@ import { bytes, clockMs, digits, ms, percent, rate, short } from "../format";
 import { edgeHealth, type GraphEdge, type GraphNode, securityText, subtitle, title } from "../graph";
 import { Icon } from "../icons";
 import { place } from "../state";
-import { Badge, type Column, Empty, Export, Link, Panel, Stat, Table, Waiting } from "../ui";
+import { Badge, type Column, Empty, Export, Link, Panel, Stat, Table, ViewLink, Waiting } from "../ui";
 import { timeParam, timeQuery } from "../url";
 
 interface Edge {
@@ -37,14 +37,14 @@ export function EdgeView() {
   const known = (end: "source" | "target") => answer.data?.nodes[answer.data.edge[end]];
   return (
     <>
-      <nav class="crumbs" aria-label="Path"><Link to={["graph"]}>Graph</Link></nav>
+      <nav class="crumbs" aria-label="Path"><ViewLink view="graph">Graph</ViewLink></nav>
       <div class="head">
         <h1 class="ends">
           <EndName node={known("source")} namespace={name(fromNs)} text={name(from) || "no sidecar"} />
           <Icon name="right" label="to" />
           <EndName node={known("target")} namespace={name(toNs)} text={to ?? ""} />
         </h1>
-        {answer.data && <div class="tools"><Export name={`edge-${from}-${to}`} json={() => answer.data} rows={() => requestRows(answer.data!.requests)} /></div>}
+        {answer.data && <div class="tools">{known("target")?.kind === "workload" && <Link class="button" to={["traces"]} query={{ service: `${to}.${toNs}` }} title="Traces of the called workload"><Icon name="traces" />Traces</Link>}<Export name={`edge-${from}-${to}`} json={() => answer.data} rows={() => requestRows(answer.data!.requests)} /></div>}
       </div>
       <Waiting of={answer}>{(d) => <Body data={d} marks={marks.data?.marks ?? []} />}</Waiting>
       {answer.error?.status === 404 && <Empty title="No calls in this time" icon="graph"><p>Choose an earlier or a longer time.</p></Empty>}

@@ -3,23 +3,12 @@ import { api, type Mark, useData } from "../api";
 import { Chart, palette, type Series } from "../chart";
 import { completionAt, promqlFunctions, suggest } from "../complete";
 import { bytes, digits, ms, percent } from "../format";
+import { prepared } from "../prepared";
 import { now, place, set } from "../state";
 import { Suggest, type Suggestion } from "../suggest";
 import { Empty, Export, Panel, Waiting } from "../ui";
 import { endOf, timeQuery, windowOf } from "../url";
 import { type Matrix, seriesLines } from "./logs";
-
-/** The five metrics of Istio that the guide names, and three more that are asked for often. */
-const prepared: { text: string; query: string }[] = [
-  { text: "Requests", query: 'sum by (destination_workload) (rate(istio_requests_total{reporter="destination"}[5m]))' },
-  { text: "Duration, p99", query: 'histogram_quantile(0.99, sum by (le, destination_workload) (rate(istio_request_duration_milliseconds_bucket{reporter="destination"}[5m])))' },
-  { text: "Request bytes", query: 'sum by (destination_workload) (rate(istio_request_bytes_sum{reporter="destination"}[5m]))' },
-  { text: "Response bytes", query: 'sum by (destination_workload) (rate(istio_response_bytes_sum{reporter="destination"}[5m]))' },
-  { text: "TCP connections", query: 'sum by (destination_workload) (rate(istio_tcp_connections_opened_total{reporter="destination"}[5m]))' },
-  { text: "Errors", query: 'sum by (destination_workload) (rate(istio_requests_total{reporter="destination", response_code=~"5.."}[5m])) / sum by (destination_workload) (rate(istio_requests_total{reporter="destination"}[5m]))' },
-  { text: "CPU by pod", query: "topk(10, sum by (namespace, pod) (rate(container_cpu_usage_seconds_total[5m])))" },
-  { text: "Memory by pod", query: "topk(10, sum by (namespace, pod) (container_memory_working_set_bytes))" },
-];
 
 export function MetricsView() {
   const q = place.value.query;

@@ -1,7 +1,9 @@
+import type { ComponentChildren } from "preact";
 import { api, type Mark, type NodeRow, type Trigger, useData } from "../api";
 import { Chart, seriesOf } from "../chart";
 import { bytes, count, digits, percent, span } from "../format";
-import { measuredSince, type Since } from "../since";
+import { podsOf } from "../prepared";
+import type { Since } from "../since";
 import { place } from "../state";
 import { Badge, type Column, Empty, Export, type Level, Link, Meter, Panel, SinceTime, Table, Waiting } from "../ui";
 import { timeQuery } from "../url";
@@ -35,7 +37,7 @@ function Body({ data: d, marks }: { data: Nodes; marks: Mark[] }) {
         <Table name="triggers" caption="When to extend the cluster" columns={triggerColumns(d)} rows={d.triggers} id={(t) => t.id} rowClass={(t) => (t.firing ? "warn" : "")} />
       </Panel>
       <Panel title="Nodes">
-        {d.nodes.length === 0 ? <Empty title="No node was recorded at this time" icon="nodes" /> : <Table columns={nodeColumns(d)} rows={d.nodes} caption="Nodes" id={(n) => n.name} sorted="name" rowClass={(n) => (n.known && !n.ready ? "bad" : "")} />}
+        {d.nodes.length === 0 ? <Empty title="No node was recorded at this time" icon="nodes" /> : <Table columns={nodeColumns} rows={d.nodes} caption="Nodes" id={(n) => n.name} sorted="name" rowClass={(n) => (n.known && !n.ready ? "bad" : "")} />}
       </Panel>
       <div class="columns">
         {cpu && <Panel><Chart title="CPU" series={seriesOf(cpu.lines, "node", {})} start={d.start} end={d.end} format={percentOf} marks={marks} limits={[{ value: cpu.limit, label: "70 %" }]} /></Panel>}
@@ -48,7 +50,7 @@ function Body({ data: d, marks }: { data: Nodes; marks: Mark[] }) {
 }
 
 const words: Record<Trigger["id"], { what: string; limit: string; then: string }> = {
-  cpu: { what: "CPU", limit: "above 70 % for 5 minutes", then: "Consider another node, or a larger one" },
+  cpu: { what: "CPU", limit: "above 70 % for 10 minutes", then: "Consider another node, or a larger one" },
   memory: { what: "Memory", limit: "above 80 % for 5 minutes", then: "Extend at once" },
   pending: { what: "Pending pods", limit: "more than 0 for 5 minutes", then: "See why: their events" },
   evicted: { what: "Evicted pods", limit: "any", then: "Extend at once" },
@@ -64,35 +66,38 @@ function valueOf(t: Trigger): string {
   }
 }
 
-const triggerColumns = ({ start, end }: Nodes): Column<Trigger>[] => [
+const triggerColumns = ({ end }: Nodes): Column<Trigger>[] => [
   { key: "what", title: "Measure", value: (t) => words[t.id].what },
   { key: "state", title: "State", value: (t) => (t.firing ? 1 : 0), cell: (t) => (!t.known ? <Badge level="idle">unknown</Badge> : t.firing ? <Badge level="warn">reached</Badge> : <Badge level="ok">fine</Badge>) },
   { key: "value", title: "Now", number: true, value: (t) => t.value, cell: valueOf },
   { key: "limit", title: "Limit", value: (t) => words[t.id].limit },
-  { key: "since", title: "Since", value: (t) => t.since ?? 0, cell: (t) => (t.firing && t.since ? <TriggerSince of={triggerSince(t, t.since, start)} end={end} /> : <span class="muted">–</span>) },
+  { key: "since", title: "Since", value: (t) => t.since ?? 0, cell: (t) => (t.firing && t.since ? <TriggerSince of={{ time: t.since, before: t.earlier === true }} end={end} /> : <span class="muted">–</span>) },
   { key: "about", title: "What", class: "wide", value: (t) => t.about.join(" "), cell: (t) => (t.about.length === 0 ? <span class="muted">–</span> : <span class="images">{t.about.slice(0, 5).map((a) => <About key={a} trigger={t} name={a} />)}{t.about.length > 5 && <small>{t.about.length - 5} more</small>}</span>) },
   { key: "then", title: "What to do", class: "wide", value: (t) => words[t.id].then },
 ];
-
-// Evictions are events, which have their own times.
-const triggerSince = (t: Trigger, since: number, start: number): Since => (t.id === "evicted" ? { time: since, before: false } : measuredSince(since, start, t.lines));
 
 function TriggerSince({ of, end }: { of: Since; end: number }) {
   return <span><SinceTime of={of} /> <small class="muted">{of.before && "more than "}{span(end - of.time)}</small></span>;
 }
 
 function About({ trigger: t, name }: { trigger: Trigger; name: string }) {
-  if (t.id !== "pending" && t.id !== "evicted") return <code>{name}</code>;
+  if (t.id === "cpu" || t.id === "memory") return <ByPod node={name} resource={t.id}><code>{name}</code></ByPod>;
+  if (t.id === "apiserver") return <code>{name}</code>;
   return <Link to={["events"]} query={{ text: name.slice(name.indexOf("/") + 1) }}><code>{name}</code></Link>;
+}
+
+/** A link to the pods that use the most of a node. */
+function ByPod({ node, resource, children }: { node: string; resource: "cpu" | "memory"; children: ComponentChildren }) {
+  return <Link to={["metrics"]} query={{ q: podsOf(node, resource) }} title={`The pods that use the most ${resource === "cpu" ? "CPU" : "memory"} of it`}>{children}</Link>;
 }
 
 const use = (value: number | undefined, limit: number): Level | undefined => (value !== undefined && value > limit ? "warn" : undefined);
 
-const nodeColumns = (d: Nodes): Column<NodeRow>[] => [
+const nodeColumns: Column<NodeRow>[] = [
   { key: "name", title: "Node", value: (n) => n.name, cell: (n) => <span class="end"><span>{n.name}</span><small>{n.address}</small></span> },
-  { key: "state", title: "State", value: (n) => (n.ready ? 1 : 0), cell: (n) => <span class="stack">{!n.known ? <Badge level="idle">unknown</Badge> : n.ready ? <Badge level="ok">ready</Badge> : <Badge level="bad">not ready{n.since && <> since <SinceTime of={measuredSince(n.since, d.start, d.triggers.flatMap((t) => t.lines))} /></>}</Badge>}{n.cordoned && <Badge level="note">cordoned</Badge>}{n.pressure.map((p) => <Badge key={p} level="warn">{p}</Badge>)}</span> },
-  { key: "cpu", title: "CPU", number: true, value: (n) => n.cpu, cell: (n) => (n.cpu === undefined ? <span class="muted">–</span> : <Meter share={n.cpu / 100} text={`${percent(n.cpu / 100)}${n.cpus ? ` of ${n.cpus}` : ""}`} level={use(n.cpu, 70)} />) },
-  { key: "memory", title: "Memory", number: true, value: (n) => n.memory, cell: (n) => (n.memory === undefined ? <span class="muted">–</span> : <Meter share={n.memory / 100} text={`${percent(n.memory / 100)}${n.bytes ? ` of ${bytes(n.bytes)}` : ""}`} level={use(n.memory, 80)} />) },
+  { key: "state", title: "State", value: (n) => (n.ready ? 1 : 0), cell: (n) => <span class="stack">{!n.known ? <Badge level="idle">unknown</Badge> : n.ready ? <Badge level="ok">ready</Badge> : <Badge level="bad">not ready{n.since && <> since <SinceTime of={{ time: n.since, before: n.earlier === true }} /></>}</Badge>}{n.cordoned && <Badge level="note">cordoned</Badge>}{n.pressure.map((p) => <Badge key={p} level="warn">{p}</Badge>)}</span> },
+  { key: "cpu", title: "CPU", number: true, value: (n) => n.cpu, cell: (n) => (n.cpu === undefined ? <span class="muted">–</span> : <ByPod node={n.name} resource="cpu"><Meter share={n.cpu / 100} text={`${percent(n.cpu / 100)}${n.cpus ? ` of ${n.cpus}` : ""}`} level={use(n.cpu, 70)} /></ByPod>) },
+  { key: "memory", title: "Memory", number: true, value: (n) => n.memory, cell: (n) => (n.memory === undefined ? <span class="muted">–</span> : <ByPod node={n.name} resource="memory"><Meter share={n.memory / 100} text={`${percent(n.memory / 100)}${n.bytes ? ` of ${bytes(n.bytes)}` : ""}`} level={use(n.memory, 80)} /></ByPod>) },
   { key: "disk", title: "Disk", number: true, value: (n) => n.disk, cell: (n) => (n.disk === undefined ? <span class="muted">–</span> : <Meter share={n.disk / 100} text={percent(n.disk / 100)} level={use(n.disk, 85)} />) },
   { key: "pods", title: "Pods", number: true, value: (n) => n.pods, cell: (n) => <>{n.pods}{n.maxPods ? <span class="muted">/{n.maxPods}</span> : ""}</> },
   { key: "version", title: "Version", class: "wide", value: (n) => n.version ?? "", cell: (n) => <span class="end"><span>{n.version ?? "–"}</span><small>{[n.os, n.kernel].filter(Boolean).join(", ")}</small></span> },

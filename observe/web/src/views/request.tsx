@@ -6,7 +6,7 @@ import { Icon } from "../icons";
 import { hue } from "../hue";
 import { LogLine } from "../logline";
 import { now, place, set } from "../state";
-import { Badge, Choice, Copy, Empty, Export, Link, Panel, Stat, Waiting } from "../ui";
+import { Badge, Choice, Copy, Empty, Export, Link, Panel, Stat, ViewLink, Waiting } from "../ui";
 import { type Change, endOf } from "../url";
 import { type NamedValue, type Row, shortName, type Span, ticks, waterfall } from "../waterfall";
 
@@ -27,7 +27,7 @@ export function RequestView() {
   const answer = useData<RequestAnswer>(api(`request/${encodeURIComponent(id)}`, query), false);
   return (
     <>
-      <nav class="crumbs" aria-label="Path"><Link to={["traces"]}>Traces</Link></nav>
+      <nav class="crumbs" aria-label="Path"><ViewLink view="traces">Traces</ViewLink></nav>
       <div class="head">
         <h1 class="id">Request <code>{id}</code><Copy text={id} label="Copy the id" /></h1>
         {answer.data && <div class="tools"><Compare traces={answer.data.traces} /><Export name={`request-${id}`} json={() => answer.data} rows={() => lineRows(answer.data!.lines)} /></div>}

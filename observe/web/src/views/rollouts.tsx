@@ -3,7 +3,7 @@ import { Chart, type Series } from "../chart";
 import { digits, durationMs, ms, percent, span, when } from "../format";
 import { Icon } from "../icons";
 import { now, place } from "../state";
-import { Badge, type Column, Empty, Export, type Level, Link, Panel, Stat, Table, Time, Waiting } from "../ui";
+import { Badge, type Column, Empty, Export, type Level, Link, Panel, Stat, Table, Time, ViewLink, Waiting } from "../ui";
 import { endOf, timeQuery } from "../url";
 
 export function phaseLevel(phase: string): Level {
@@ -73,7 +73,7 @@ export function RolloutView() {
   const answer = useData<Detail>(api(`rollouts/${encodeURIComponent(namespace)}/${encodeURIComponent(name)}`, query));
   return (
     <>
-      <nav class="crumbs" aria-label="Path"><Link to={["rollouts"]}>Rollouts</Link></nav>
+      <nav class="crumbs" aria-label="Path"><ViewLink view="rollouts">Rollouts</ViewLink></nav>
       <div class="head">
         <h1 class="ends"><span class="end"><Link to={["workloads", namespace, name]}>{name}</Link><small>rollout, {namespace}</small></span></h1>
         <div class="tools">{answer.data && <Export name={`rollout-${name}`} json={() => answer.data} />}</div>

@@ -4,7 +4,7 @@ import { clockMs, count, ms, percent, when } from "../format";
 import { Icon } from "../icons";
 import { hue } from "../hue";
 import { go, now, place, set } from "../state";
-import { Badge, type Column, Empty, Export, Flag, Link, Panel, Stat, Table, Text, Waiting } from "../ui";
+import { Badge, type Column, Empty, Export, Flag, Link, Panel, Stat, Table, Text, ViewLink, Waiting } from "../ui";
 import { placeOf, timeParam, timeQuery } from "../url";
 import { type Compared, compareTraces, shortName } from "../waterfall";
 
@@ -122,7 +122,7 @@ export function CompareView() {
   const [all, setAll] = useState(true);
   return (
     <>
-      <nav class="crumbs" aria-label="Path"><Link to={["traces"]}>Traces</Link></nav>
+      <nav class="crumbs" aria-label="Path"><ViewLink view="traces">Traces</ViewLink></nav>
       <div class="head"><h1>Two traces</h1><div class="tools"><Link class="button" to={["compare", b, a]}>Swap</Link></div></div>
       <Waiting of={left}>{() => null}</Waiting>
       <Waiting of={right}>{() => null}</Waiting>

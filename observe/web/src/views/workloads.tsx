@@ -1,15 +1,14 @@
-import { api, type Container, type Data, type Mark, type Pod, useData, type WorkloadAnswer, type WorkloadRow } from "../api";
+import { api, type Container, type Line, type Mark, type Nearest, type Pod, useData, type WorkloadAnswer, type WorkloadRow } from "../api";
 import { Chart, classStyles, palette, quantileStyles, type Series, seriesOf } from "../chart";
-import { bytes, capital, count, digits, ms, rate, sentence, span, when } from "../format";
-import type { Graph } from "../graph";
+import { bytes, capital, count, digits, ms, percent, rate, sentence, span, when } from "../format";
 import { Icon } from "../icons";
+import { beforeEnd } from "../logs";
 import { numbered, revisionTimes } from "../since";
 import { now, place } from "../state";
-import { Badge, type Column, Empty, Errors, Export, Flag, Link, Meter, Panel, Prose, SinceTime, Stat, Table, Text, Time, Waiting } from "../ui";
+import { Badge, type Column, Empty, Errors, Export, Flag, Link, Meter, Panel, Prose, SinceTime, Stat, Table, Text, Time, ViewLink, Waiting } from "../ui";
 import { timeQuery } from "../url";
-import { containerLimits, mostPods, sentQuery, usageQueries, usedBy } from "../usage";
+import { amounts, sumOf, usedBy } from "../usage";
 import { EventList } from "./events";
-import { type Matrix, seriesLines } from "./logs";
 import { Changes } from "./overview";
 import { phaseLevel } from "./rollouts";
 
@@ -18,10 +17,6 @@ export function WorkloadsView() {
   const query = timeQuery(q);
   for (const ns of q.getAll("ns")) query.append("ns", ns);
   const answer = useData<{ workloads: WorkloadRow[] }>(api("workloads", query));
-  // Gateways receive what no sidecar measures: of those the list has what they send.
-  query.set("table", "1");
-  const graph = useData<Graph>(api("graph", query));
-  const sent = new Map((graph.data?.nodes ?? []).filter((n) => n.kind === "workload").map((n) => [JSON.stringify([n.namespace, n.name]), n.out]));
   const find = (q.get("find") ?? "").toLowerCase(), troubled = q.get("trouble") === "1";
   return (
     <>
@@ -30,7 +25,7 @@ export function WorkloadsView() {
         <div class="tools">
           <Text name="find" label="Find" placeholder="name or image" />
           <Flag name="trouble">Only with problems</Flag>
-          {answer.data && <Export name="workloads" json={() => answer.data!.workloads} rows={() => [["namespace", "name", "kind", "ready", "replicas", "restarts", "cpu", "memory", "requests/s", "errors/s", "images"], ...answer.data!.workloads.map((w) => [w.namespace, w.name, w.kind, w.ready, w.replicas, w.restarts, w.cpu, w.memory, w.rate, w.errors, w.images.join(" ")])]} />}
+          {answer.data && <Export name="workloads" json={() => answer.data!.workloads} rows={() => [["namespace", "name", "kind", "ready", "replicas", "restarts", "cpu", "cpu of its limit", "of container", "memory", "memory of its limit", "of container", "requests/s", "errors/s", "images"], ...answer.data!.workloads.map((w) => [w.namespace, w.name, w.kind, w.ready, w.replicas, w.restarts, w.cpu, ...shareCells(w.cpuNearest), w.memory, ...shareCells(w.memoryNearest), w.rate, w.errors, w.images.join(" ")])]} />}
         </div>
       </div>
       <Panel>
@@ -39,7 +34,7 @@ export function WorkloadsView() {
             const rows = d.workloads.filter((w) => (find === "" || `${w.namespace}/${w.name} ${w.images.join(" ")}`.toLowerCase().includes(find)) && (!troubled || w.problem || w.restarts >= 0.5 || (w.rate > 0 && w.errors / w.rate >= 0.01)));
             if (d.workloads.length === 0) return <Empty title="No workloads were recorded at this time" icon="workloads"><p>Snapshots of workloads are kept from the moment at which the store sees the API server.</p></Empty>;
             if (rows.length === 0) return <Empty title={troubled ? "No workload has a problem" : "Nothing here matches"} icon={troubled ? "ok" : "search"} />;
-            return <Table columns={columns((w) => sent.get(JSON.stringify([w.namespace, w.name])) ?? 0)} rows={rows} caption="Workloads" id={(w) => JSON.stringify([w.kind, w.namespace, w.name])} sorted="namespace" rowClass={(w) => (w.problem ? "warn" : "")} />;
+            return <Table columns={columns} rows={rows} caption="Workloads" id={(w) => JSON.stringify([w.kind, w.namespace, w.name])} sorted="namespace" rowClass={(w) => (w.problem ? "warn" : "")} />;
           }}
         </Waiting>
       </Panel>
@@ -47,17 +42,31 @@ export function WorkloadsView() {
   );
 }
 
-const columns = (sent: (w: WorkloadRow) => number): Column<WorkloadRow>[] => [
+const columns: Column<WorkloadRow>[] = [
   { key: "name", title: "Workload", value: (w) => w.name, cell: (w) => <span class="end"><Link to={["workloads", w.namespace, w.name]}>{w.name}</Link><small>{w.kind}</small></span> },
   { key: "namespace", title: "Namespace", class: "wide", value: (w) => `${w.namespace}/${w.name}`, cell: (w) => w.namespace },
   { key: "ready", title: "Ready", number: true, value: (w) => w.ready / Math.max(1, w.replicas), cell: (w) => (w.problem ? <Badge level={w.ready === 0 ? "bad" : "warn"}>{w.ready}/{w.replicas}</Badge> : `${w.ready}/${w.replicas}`) },
   { key: "restarts", title: "Restarts", number: true, value: (w) => w.restarts, cell: (w) => (w.restarts >= 0.5 ? <Badge level="warn">{Math.round(w.restarts)}</Badge> : <span class="muted">0</span>) },
-  { key: "cpu", title: "CPU", number: true, value: (w) => w.cpu, cell: (w) => <Meter share={w.cpuLimit ? w.cpu / w.cpuLimit : undefined} text={cores(w.cpu)} level={w.cpuLimit && w.cpu / w.cpuLimit > 0.9 ? "warn" : undefined} /> },
-  { key: "memory", title: "Memory", number: true, value: (w) => w.memory, cell: (w) => <Meter share={w.memoryLimit ? w.memory / w.memoryLimit : undefined} text={bytes(w.memory)} level={w.memoryLimit && w.memory / w.memoryLimit > 0.9 ? "warn" : undefined} /> },
-  { key: "rate", title: "Requests", number: true, value: (w) => w.rate, cell: (w) => (w.rate > 0 ? rate(w.rate) : sent(w) > 0 ? <span class="muted" title="It receives none that a sidecar measures">sends {rate(sent(w))}</span> : <span class="muted">–</span>) },
+  { key: "cpu", title: "CPU", number: true, value: (w) => w.cpu, cell: (w) => <Use total={w.cpu} nearest={w.cpuNearest} format={cores} /> },
+  { key: "memory", title: "Memory", number: true, value: (w) => w.memory, cell: (w) => <Use total={w.memory} nearest={w.memoryNearest} format={bytes} /> },
+  { key: "rate", title: "Requests", number: true, value: (w) => w.rate, cell: (w) => (w.rate > 0 ? rate(w.rate) : w.sent > 0 ? <span class="muted" title="It receives none that a sidecar measures">sends {rate(w.sent)}</span> : <span class="muted">–</span>) },
   { key: "errors", title: "Errors", number: true, value: (w) => (w.rate > 0 ? w.errors / w.rate : -1), cell: (w) => <Errors rate={w.rate} errors={w.errors} /> },
   { key: "images", title: "Images", class: "wide", value: (w) => w.images.join(" "), cell: (w) => <span class="images">{w.images.map((i) => <code key={i}>{i}</code>)}</span> },
 ];
+
+/** What all containers use together. The bar, and the words below it, are of the container that is nearest to its limit: those without one have no share. */
+function Use({ total, nearest: n, format }: { total: number; nearest: Nearest | undefined; format: (v: number) => string }) {
+  if (!n) return <Meter share={undefined} text={format(total)} />;
+  const share = n.use / n.limit;
+  return (
+    <span class="end use" title={`${n.container} of ${n.pod} uses ${format(n.use)} of its limit, ${format(n.limit)}`}>
+      <Meter share={share} text={format(total)} level={share > 0.9 ? "warn" : undefined} />
+      <small>{n.container} {percent(share)} of limit</small>
+    </span>
+  );
+}
+
+const shareCells = (n: Nearest | undefined): (string | number)[] => (n ? [n.use / n.limit, n.container] : ["", ""]);
 
 /** CPU in cores, small amounts in thousandths as Kubernetes writes them. */
 export function cores(n: number): string {
@@ -76,7 +85,7 @@ export function WorkloadView() {
   const marks = useData<{ marks: Mark[] }>(api("marks", marksQuery));
   return (
     <>
-      <nav class="crumbs" aria-label="Path"><Link to={["workloads"]}>Workloads</Link></nav>
+      <nav class="crumbs" aria-label="Path"><ViewLink view="workloads">Workloads</ViewLink></nav>
       <div class="head">
         <h1 class="ends"><span class="end"><span>{name}</span><small>{answer.data ? `${answer.data.state.kind}, ` : ""}{namespace}</small></span></h1>
         <div class="tools">
@@ -94,63 +103,46 @@ export function WorkloadView() {
 
 const dashes = [[], [6, 3], [2, 3], [10, 3, 2, 3]];
 
-interface Vector {
-  data: { result: { metric: Record<string, string>; value: [number, string] }[] };
-}
-
-function rangeOf(query: string, start: number, end: number, step: number): string {
-  return `/api/v1/query_range?${new URLSearchParams({ query, start: String(start / 1000), end: String(end / 1000), step: String(step) })}`;
-}
-
-const stepOf = (start: number, end: number): number => Math.max(15, Math.floor((end - start) / 1000 / 120 / 15) * 15);
-
-/** What each container uses, with the limits of those that have one: a pod with a container that has none has no limit. */
+/** What each container uses, with the limits of those that have one. */
 function Usage({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
-  const { start, end } = d, step = stepOf(start, end);
-  const queries = d.pods.length > 0 ? usageQueries(d.state.namespace, d.pods.map((p) => p.name), step) : undefined;
-  const cpu = useData<Matrix>(queries && rangeOf(queries.cpu, start, end, step), false);
-  const memory = useData<Matrix>(queries && rangeOf(queries.memory, start, end, step), false);
-  const limits = useData<Vector>(queries && `/api/v1/query?${new URLSearchParams({ query: queries.limits, time: String(end / 1000) })}`, false);
-  const values = (limits.data?.data.result ?? []).map((r) => ({ labels: r.metric, value: Number(r.value[1]) }));
-  const chart = (title: string, resource: string, answer: Data<Matrix>, format: (v: number) => string, binary: boolean) => {
-    const series: Series[] = answer.data ? usedBy(seriesLines(answer.data), d.state.name).map((u) => ({ label: u.label, points: u.points, color: palette(u.pod).color, dash: dashes[u.container % dashes.length]! })) : [];
-    const own = containerLimits(values, resource);
-    const notes = [...(own.length > 0 ? own.map((l) => `${l.label}: ${format(l.value)}`) : limits.data ? ["no limit"] : []), ...(d.pods.length > mostPods ? [`the newest ${mostPods} pods`] : [])];
-    return (
-      <Panel>
-        <Chart
-          title={title} note={notes.join("; ")} series={series} start={start} end={end} format={format} binary={binary} marks={marks} limits={own}
-          {...(answer.error ? { empty: answer.error.message } : answer.loading ? { empty: "Loading" } : {})}
-        />
-      </Panel>
-    );
+  const chart = (title: string, resource: string, lines: Line[], format: (v: number) => string, binary: boolean) => {
+    const series: Series[] = usedBy(lines, d.state.name).map((u) => ({ label: u.label, points: u.points, color: palette(u.pod).color, dash: dashes[u.container % dashes.length]! }));
+    const limits = amounts(d.resources, resource, "limit");
+    const notes = [...limits, ...amounts(d.resources, resource, "request")].map((a) => `${a.label}: ${format(a.value)}`);
+    if (limits.length === 0) notes.unshift("no limit");
+    if (d.pods.length > d.measured) notes.push(`the newest ${d.measured} pods`);
+    return <Panel><Chart title={title} note={notes.join("; ")} series={series} start={d.start} end={d.end} format={format} binary={binary} marks={marks} limits={limits} /></Panel>;
   };
   return (
     <>
-      {chart("CPU, cores by container", "cpu", cpu, cores, false)}
-      {chart("Memory by container", "memory", memory, bytes, true)}
+      {chart("CPU, cores by container", "cpu", d.cpu, cores, false)}
+      {chart("Memory by container", "memory", d.memory, bytes, true)}
     </>
   );
 }
 
 /** The requests that a workload receives; of one that receives none, as gateways, those that it sends. */
 function Requests({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
-  const receives = d.rates.some((l) => l.points.length > 0), step = stepOf(d.start, d.end);
-  const sent = useData<Matrix>(receives ? undefined : rangeOf(sentQuery(d.state.namespace, d.state.name, step), d.start, d.end, step), false);
-  const lines = receives ? d.rates : sent.data ? seriesLines(sent.data) : [];
-  const sends = !receives && lines.some((l) => l.points.length > 0);
+  const of = d.sends ? { note: "that it sends: the mesh measured none that it receives" } : {};
   return (
     <>
-      <Panel><Chart title={sends ? "Requests per second that it sends" : "Requests per second"} {...(sends ? { note: "the mesh measured none that it receives" } : {})} series={seriesOf(lines, "class", classStyles)} start={d.start} end={d.end} format={digits} marks={marks} empty="It received no requests in the mesh." /></Panel>
-      <Panel><Chart title="Duration" series={seriesOf(d.quantiles, "quantile", quantileStyles)} start={d.start} end={d.end} format={ms} marks={marks} empty="It received no requests in the mesh." /></Panel>
+      <Panel><Chart title="Requests per second" {...of} series={seriesOf(d.rates, "class", classStyles)} start={d.start} end={d.end} format={digits} marks={marks} empty="It received no requests in the mesh." /></Panel>
+      <Panel><Chart title="Duration" {...of} series={seriesOf(d.quantiles, "quantile", quantileStyles)} start={d.start} end={d.end} format={ms} marks={marks} empty="It received no requests in the mesh." /></Panel>
     </>
   );
+}
+
+/** CPU and memory that the containers of a pod request, or may use, together. */
+function OfPod({ label, data: d, what }: { label: string; data: WorkloadAnswer; what: "request" | "limit" }) {
+  const cpu = sumOf(d.resources, "cpu", what), memory = sumOf(d.resources, "memory", what);
+  const containers = [...new Set([...cpu.containers, ...memory.containers])];
+  if (containers.length === 0) return <Stat label={label} value="none" hint="CPU and memory" />;
+  return <Stat label={label} value={`${cpu.value > 0 ? cores(cpu.value) : "–"} · ${memory.value > 0 ? bytes(memory.value) : "–"}`} hint={`CPU and memory, of ${containers.join(", ")}`} />;
 }
 
 function Body({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
   const s = d.state, running = d.pods.filter((p) => !p.gone);
   const restarts = running.reduce((n, p) => n + p.restarts, 0);
-  const limit = d.limits.memory, cpuLimit = d.limits.cpu;
   // What the problem says already.
   const said = d.findings.filter((f) => d.problem && [d.problem.text, d.problem.why ?? ""].some((t) => t.includes(f.message)));
   const revisions = numbered(d.revisions), times = revisionTimes({ ...d, revisions });
@@ -167,8 +159,8 @@ function Body({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
       <dl class="stats">
         <Stat label="Pods ready" value={<>{s.ready}<span class="of">/{s.replicas}</span></>} level={d.problem ? (s.ready === 0 ? "bad" : "warn") : undefined} hint={count(d.pods.length, "pod in this time", "pods in this time")} />
         <Stat label="Restarts" value={restarts} level={restarts > 0 ? "warn" : undefined} hint="of these pods" />
-        <Stat label="Requests of a pod" value={d.requests.cpu !== undefined || d.requests.memory !== undefined ? `${d.requests.cpu === undefined ? "–" : cores(d.requests.cpu)} · ${d.requests.memory === undefined ? "–" : bytes(d.requests.memory)}` : "none"} hint="CPU and memory" />
-        <Stat label="Limits of a pod" value={cpuLimit !== undefined || limit !== undefined ? `${cpuLimit === undefined ? "–" : cores(cpuLimit)} · ${limit === undefined ? "–" : bytes(limit)}` : "none"} hint="CPU and memory, of containers that have one" />
+        <OfPod label="Requests of a pod" data={d} what="request" />
+        <OfPod label="Limits of a pod" data={d} what="limit" />
         {s.created && <Stat label="Age" value={span((s.deleted ? Date.parse(s.deleted) : d.end) - Date.parse(s.created))} hint={`revision ${s.revision || "–"}`} />}
       </dl>
       <div class="columns">
@@ -206,14 +198,24 @@ function Pods({ data: d }: { data: WorkloadAnswer }) {
     { key: "pod", title: "Pod", value: (p) => p.name, cell: (p) => <span class="end"><Link to={["logs"]} query={{ q: `{job="pods", namespace=${JSON.stringify(d.state.namespace)}, pod=${JSON.stringify(p.name)}}` }} title="Its log">{p.name.startsWith(name + "-") ? <><span class="muted">{name}-</span>{p.name.slice(name.length + 1)}</> : p.name}</Link><small>{[p.node, p.ip].filter(Boolean).join(", ") || "no node"}</small></span> },
     { key: "state", title: "State", class: "wide", value: (p) => (p.gone ? "gone" : p.ready ? "ready" : p.phase), cell: (p) => <State pod={p} /> },
     { key: "restarts", title: "Restarts", number: true, value: (p) => p.restarts },
-    { key: "last", title: "Last end", value: (p) => lastOf(p)?.last?.finished ?? "", cell: (p) => { const c = lastOf(p); return c?.last ? <span>{c.last.reason || "ended"}, code {c.last.exitCode}{c.last.finished && <>, <Time at={Date.parse(c.last.finished)} /></>}</span> : <span class="muted">–</span>; } },
+    { key: "last", title: "Last end", value: (p) => lastOf(p)?.last?.finished ?? "", cell: (p) => <LastEnd namespace={d.state.namespace} pod={p} /> },
     { key: "revision", title: "Revision", value: (p) => p.revision ?? "" },
     { key: "lived", title: "Lived", value: (p) => Date.parse(p.created ?? "") || p.firstSeen, cell: (p) => <Lived pod={p} start={start} end={end} /> },
   ];
   return <Table name="pods" columns={podColumns} rows={d.pods} caption="Pods" id={(p) => p.uid || p.name} rowClass={(p) => (p.gone ? "gone" : p.ready ? "" : "warn")} />;
 }
 
-const lastOf = (p: Pod): Container | undefined => p.containers?.find((c) => c.last);
+/** The container of a pod that ended last, before it was started again. */
+const lastOf = (p: Pod): Container | undefined => p.containers?.filter((c) => c.last).sort((a, b) => Date.parse(b.last!.finished ?? "") - Date.parse(a.last!.finished ?? ""))[0];
+
+/** How a pod's container ended last, with a link to what it wrote before. */
+function LastEnd({ namespace, pod }: { namespace: string; pod: Pod }) {
+  const c = lastOf(pod), last = c?.last;
+  if (!c || !last) return <span class="muted">–</span>;
+  const at = Date.parse(last.finished ?? ""), text = `${last.reason || "ended"}, code ${last.exitCode}`;
+  if (!Number.isFinite(at)) return <span>{text}</span>;
+  return <span class="end"><Link to={["logs"]} query={beforeEnd(namespace, pod.name, c.name, at)} title="What it wrote before">{text}</Link><small>{c.name}, <Time at={at} /></small></span>;
+}
 
 function State({ pod: p }: { pod: Pod }) {
   if (p.gone) return <span class="muted">gone</span>;
