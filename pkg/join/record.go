@@ -207,6 +207,22 @@ func list(ctx context.Context, client kubernetes.Interface) (records []*machineR
 	return records, nil
 }
 
+// Addresses returns the addresses with which machines have joined, by the names of their nodes. A server has checked that they were no other
+// node's.
+func Addresses(ctx context.Context, client kubernetes.Interface) (map[string]netip.Addr, error) {
+	records, err := list(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	addresses := map[string]netip.Addr{}
+	for _, r := range records {
+		if a, err := netip.ParseAddr(string(r.Data[recordAddress])); err == nil && r.node != "" && !r.free() {
+			addresses[strings.TrimPrefix(r.Name, recordPrefix)] = a
+		}
+	}
+	return addresses, nil
+}
+
 // recordOf returns the record of a node's name, nil if there is none.
 func recordOf(ctx context.Context, client kubernetes.Interface, node string) (*machineRecord, error) {
 	s, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, recordPrefix+node, metav1.GetOptions{})

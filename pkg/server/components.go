@@ -121,7 +121,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		m.Add(component.Elected(leadership, build, s.Log), api)
 	}
 	elected(func() component.Component {
-		return servingcert.New(servingcert.Options{Kubeconfig: kubeconfig, ServiceCIDR: s.cfg.ServiceCIDR, Log: s.Log})
+		return servingcert.New(servingcert.Options{Kubeconfig: kubeconfig, ServiceCIDR: s.cfg.ServiceCIDR, Joined: join.Addresses, Log: s.Log})
 	})
 	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
 		elected(func() component.Component { return s.addon(name, kubeconfig, parts.Nameservers) })
