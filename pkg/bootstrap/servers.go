@@ -24,6 +24,8 @@ type Server struct {
 	Registered bool `json:"registered,omitempty"`
 	// Loaded is the hash of the encryption configuration that its API server has loaded, sha256:HEX; empty if none is known.
 	Loaded string `json:"loaded,omitempty"`
+	// Version is that of its Kubernetes, v1.36.3; empty if a version before has written the record.
+	Version string `json:"version,omitempty"`
 
 	revision int64
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/component-base/version"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
@@ -50,7 +51,7 @@ type Options struct {
 
 // Self is this server for the others.
 func (o Options) Self() encryption.Self {
-	self := encryption.Self{Name: o.Node, Address: o.NodeIP}
+	self := encryption.Self{Name: o.Node, Address: o.NodeIP, Version: version.Get().GitVersion}
 	if o.Config.AdvertiseAddress.IsValid() {
 		self.Address = o.Config.AdvertiseAddress
 	}

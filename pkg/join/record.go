@@ -168,7 +168,7 @@ func record(ctx context.Context, client kubernetes.Interface, r Request, who joi
 		// What was made after the removal is void too. A server makes its certificates itself, by its own clock.
 		before := who.at.Add(-1)
 		if who.role == token.Server {
-			before = who.at.Add(-maxSkew)
+			before = who.at.Add(-MaxSkew)
 		}
 		if before.After(gone) {
 			gone = before

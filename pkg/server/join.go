@@ -190,7 +190,8 @@ func byDatastore(ctx context.Context, cfg *config.Server, p *process.Process) (_
 	}
 	bundle, key, err := opened(ctx, cfg, store)
 	if err == nil {
-		err = notAgent(ctx, client, p.Name)
+		p.Waiting("join", "checking this machine against the servers in the datastore")
+		err = admissible(ctx, store, p.Name, kubernetes.Get().GitVersion)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -238,6 +239,44 @@ func opened(ctx context.Context, cfg *config.Server, store bootstrap.Store) (boo
 		return bundle, key, err // that the secret opens it proves whose it is
 	}
 	return bundle, key, join.OfToken(bundle, t)
+}
+
+// admissible returns why a machine cannot become a server that finds the others in the datastore, as DecideServer in pkg/join does where
+// another server decides.
+func admissible(ctx context.Context, store bootstrap.Store, name, version string) error {
+	if err := notAgent(ctx, store.Client, name); err != nil {
+		return err
+	}
+	servers, err := store.Servers(ctx)
+	if err != nil {
+		return err
+	}
+	// Records of servers that are gone stay: the one that was started last has the cluster's version.
+	var last bootstrap.Server
+	var others []string
+	for _, s := range servers {
+		if s.Version != "" && s.Started.After(last.Started) {
+			last = s
+		}
+		if s.Name != name {
+			others = append(others, s.Name)
+		}
+	}
+	if last.Version != "" {
+		if err := join.ServerVersion(version, last.Version); err != nil {
+			return err
+		}
+	}
+	ahead, known, err := store.Ahead(ctx, others, join.MaxSkew)
+	if err != nil {
+		return err
+	}
+	if now := time.Now(); known {
+		if err := join.Clock(now, now.Add(ahead)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // notAgent rejects the name of an agent, which would be this server's node, too. There is no API server that could tell.

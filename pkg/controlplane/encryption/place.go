@@ -43,6 +43,8 @@ type Self struct {
 	Name string
 	// Address is the one that its API server advertises.
 	Address netip.Addr
+	// Version is that of its Kubernetes.
+	Version string
 }
 
 // several reports whether there can be several servers.
@@ -126,7 +128,7 @@ func (p Place) Ensure(ctx context.Context, self Self, provider string) error {
 	defer client.Close()
 	store := bootstrap.Store{Client: client}
 	err = store.Record(ctx, self.Name, func(r *bootstrap.Server) {
-		r.Address, r.Started, r.Registered = self.Address, time.Now().UTC(), false
+		r.Address, r.Started, r.Registered, r.Version = self.Address, time.Now().UTC(), false, self.Version
 	})
 	if err != nil {
 		// Who changes the keys waits for this server by its last record, too. In a datastore that is full, only a running API server deletes.
