@@ -13,9 +13,9 @@ import (
 const (
 	// leasePath, with a node's name, is where the API server keeps the Lease that the node's kubelet renews.
 	leasePath = "/registry/leases/kube-node-lease/"
-	// leaseInterval is how often a kubelet renews it, at most (nodeLeaseDurationSeconds in the kubelet's configuration: 40 seconds, renewed
-	// after a quarter of it).
-	leaseInterval = 15 * time.Second
+	// leaseLife is how long a Lease counts without a renewal, and leaseInterval how often a kubelet renews it, at most (nodeLeaseDurationSeconds
+	// in the kubelet's configuration: 40 seconds, renewed after a quarter of it).
+	leaseLife, leaseInterval = 40 * time.Second, 15 * time.Second
 	// leasePoll is how often it is read.
 	leasePoll = 200 * time.Millisecond
 )
@@ -99,4 +99,52 @@ func (s Store) Ahead(ctx context.Context, nodes []string, near time.Duration) (a
 	}
 	l, known, err := s.renewal(ctx, have, cmp.Or(s.LeaseLife, leaseInterval))
 	return time.Until(l.renewed), known, err
+}
+
+// TakenError means that the name of this server's node is another machine's.
+type TakenError struct{ Name string }
+
+func (err *TakenError) Error() string {
+	return fmt.Sprintf("another machine runs as server %s of this cluster: give this one another name with --node-name, or, if it replaces that machine, stop that one and wait a minute", err.Name)
+}
+
+// Take gives the name of a server's node to one data dir, by its id: two machines with one name, clones for example, would be one node. A data
+// dir that is new, or was restored on another machine, gets the name when the node's Lease is no longer renewed. ran is set for one with which
+// the server has run before: a record without an id, which a version before has written, is its own. The error is a TakenError if the other
+// machine runs.
+func (s Store) Take(ctx context.Context, name, id string, ran bool) error {
+	for written := false; !written; {
+		r, err := s.Server(ctx, name)
+		if err != nil || r.ID == id {
+			return err
+		}
+		if !ran || r.ID != "" {
+			have, err := s.leases(ctx, name)
+			if err != nil {
+				return err
+			}
+			if len(have) == 0 && r.ID != "" && !r.Registered {
+				have[name] = lease{} // the other one may be about to register its node
+			}
+			if _, runs, err := s.renewal(ctx, have, cmp.Or(s.LeaseLife, leaseLife)); err != nil {
+				return err
+			} else if runs {
+				return &TakenError{name}
+			}
+		}
+		r.Name, r.ID = name, id
+		if written, err = s.write(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Holds returns a TakenError if another data dir has taken the name since.
+func (s Store) Holds(ctx context.Context, name, id string) error {
+	r, err := s.Server(ctx, name)
+	if err == nil && r.ID != "" && r.ID != id {
+		err = &TakenError{name}
+	}
+	return err
 }

@@ -715,6 +715,8 @@ func TestJoin(t *testing.T) {
 
 	t.Run("tokens that several servers have made", func(t *testing.T) { serverTokens(t, admin, kubeconfig, dir) })
 
+	t.Run("a server whose name another data dir has taken", func(t *testing.T) { takenName(t, kubeconfig, dir) })
+
 	t.Run("records of the version before", func(t *testing.T) { formerRecords(t, admin, kubeconfig, dir) })
 
 	t.Run("clocks and versions", func(t *testing.T) {

@@ -29,7 +29,9 @@ import (
 // Shared is for a server whose datastore other servers can share.
 type Shared struct {
 	// Config is this server's, whose settings and data dir have what it shares.
-	Config    *config.Server
+	Config *config.Server
+	// ID is that of its data dir; empty where servers do not find each other in the datastore.
+	ID        string
 	Datastore bootstrap.Datastore
 	Endpoint  datastore.Endpoint
 	// Settles is set on the server whose settings are the cluster's: not on one that has joined.
@@ -75,6 +77,11 @@ func (s *Server) share(ctx context.Context, client kubernetes.Interface, then fu
 		return "", err
 	}
 	defer done()
+	if o.ID != "" {
+		if err := store.Holds(ctx, s.opts.Name, o.ID); err != nil {
+			return "", err
+		}
+	}
 	bundle, err := o.bundle()
 	if err != nil {
 		return "", err

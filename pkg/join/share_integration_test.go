@@ -3,10 +3,12 @@
 package join_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -110,4 +112,36 @@ func serverTokens(t *testing.T, admin kubernetes.Interface, kubeconfig string, d
 		}
 		return err
 	})
+}
+
+// A server ends when another data dir has taken its node's name, and its own runs on.
+func takenName(t *testing.T, kubeconfig string, dir layout.DataDir) {
+	shared, _ := further(t, dir)
+	client, err := shared.Endpoint.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	shared.ID = "FIRST"
+	if err := (bootstrap.Store{Client: client}).Take(t.Context(), "cloned", shared.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	first := startServer(t, kubeconfig, dir, "cloned", shared)
+	controlplanetest.Eventually(t, "the server that has the name is ready", func() error { return first.Ready(t.Context()) })
+	if err := first.Stop(context.WithoutCancel(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	// Nothing renews the Lease.
+	if err := (bootstrap.Store{Client: client, LeaseLife: time.Second}).Take(t.Context(), "cloned", "SECOND", false); err != nil {
+		t.Fatal(err)
+	}
+	former := startServer(t, kubeconfig, dir, "cloned", shared)
+	select {
+	case err := <-former.Failed():
+		if taken := new(bootstrap.TakenError); !errors.As(err, &taken) {
+			t.Errorf("it ends with %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Errorf("a server without its name runs: %v", former.Ready(t.Context()))
+	}
 }

@@ -4,6 +4,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -44,7 +45,7 @@ func TestAdmissible(t *testing.T) {
 		}
 	}
 
-	// A server that runs.
+	// A server that runs, of a version before: it has no id.
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", Labels: map[string]string{layout.ServerLabel: "true"}}}
 	if _, err := admin.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -95,27 +96,68 @@ func TestAdmissible(t *testing.T) {
 
 	stop := runs(0)
 	for i, version := range []string{"v1.36.3+polymesh1", "v1.36.9"} {
-		if err := admissible(ctx, store, fmt.Sprint("new-", i), version); err != nil {
+		if err := admissible(ctx, store, fmt.Sprint("new-", i), "A", version); err != nil {
 			t.Errorf("a new server with %s: %v", version, err)
 		}
 	}
 	for _, version := range []string{"v1.37.0", "v1.34.1"} {
-		wantRefused("a server with "+version, admissible(ctx, store, "other-version", version), "servers must have the same minor version")
+		wantRefused("a server with "+version, admissible(ctx, store, "other-version", "A", version), "servers must have the same minor version")
 	}
+	// A clone of the machine, also of one whose server has an id.
+	for range 2 {
+		err := admissible(ctx, store, "one", "CLONE", "v1.36.3")
+		var taken *bootstrap.TakenError
+		if wantRefused("a clone", err, "another machine runs as server one of this cluster"); !errors.As(err, &taken) {
+			t.Errorf("a clone: %T", err)
+		}
+		// An upgrade gives the data dir an id, while the Lease may be fresh.
+		if err := store.Take(ctx, "one", "FIRST", true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// It was interrupted, and starts again.
+	if err := errors.Join(admissible(ctx, store, "one", "FIRST", "v1.36.3"), store.Take(ctx, "one", "FIRST", true), store.Holds(ctx, "one", "FIRST")); err != nil {
+		t.Error(err)
+	}
+	// Restored on another machine, while the first one runs.
+	wantRefused("a copy of the data dir without its id", store.Take(ctx, "one", "COPY", true), "another machine runs as server one")
 	stop()
 
 	for _, off := range []time.Duration{10 * time.Minute, -10 * time.Minute} {
 		stop := runs(off)
-		wantRefused(fmt.Sprintf("a machine whose clock differs by %s", off), admissible(ctx, store, "late", "v1.36.3"), "this machine's clock shows")
+		wantRefused(fmt.Sprintf("a machine whose clock differs by %s", off), admissible(ctx, store, "late", "A", "v1.36.3"), "this machine's clock shows")
 		stop()
 	}
-	// While no server runs, there is no clock to compare with.
-	if err := admissible(ctx, store, "late", "v1.36.3"); err != nil {
+	// While no server runs, there is no clock to compare with. Nothing of it was recorded.
+	if r, err := store.Server(ctx, "late"); err != nil || r.Name != "" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if err := admissible(ctx, store, "late", "A", "v1.36.3"); err != nil {
 		t.Error(err)
 	}
+	// The machine is set up again, or a snapshot restored on another one. If the former starts again, it is not the server any more.
+	if err := admissible(ctx, store, "one", "SECOND", "v1.36.3"); err != nil {
+		t.Error(err)
+	}
+	if err := store.Take(ctx, "one", "THIRD", true); err != nil {
+		t.Error(err)
+	}
+	wantRefused("the former machine", store.Holds(ctx, "one", "FIRST"), "another machine runs as server one")
+	if r, err := store.Server(ctx, "one"); err != nil || r.ID != "THIRD" || r.Version != "v1.36.3+polymesh1" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	// Of two clones that join at the same time, one waits for the other's node, which registers.
+	registered := time.AfterFunc(time.Second, func() {
+		_, err := admin.CoordinationV1().Leases(corev1.NamespaceNodeLease).Create(ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "new-0"}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	defer registered.Stop()
+	wantRefused("the other clone", store.Take(ctx, "new-0", "B", false), "another machine runs as server new-0")
 	// An agent's name stays refused.
 	if _, err := admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "worker"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	wantRefused("the name of an agent", admissible(ctx, store, "worker", "v1.36.3"), "the cluster has a node worker already, which is no server")
+	wantRefused("the name of an agent", admissible(ctx, store, "worker", "A", "v1.36.3"), "the cluster has a node worker already, which is no server")
 }

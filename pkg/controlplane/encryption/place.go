@@ -45,6 +45,8 @@ type Self struct {
 	Address netip.Addr
 	// Version is that of its Kubernetes.
 	Version string
+	// ID is that of its data dir, empty for none: see bootstrap.Store.Take.
+	ID string
 }
 
 // several reports whether there can be several servers.
@@ -127,9 +129,17 @@ func (p Place) Ensure(ctx context.Context, self Self, provider string) error {
 	}
 	defer client.Close()
 	store := bootstrap.Store{Client: client}
-	err = store.Record(ctx, self.Name, func(r *bootstrap.Server) {
-		r.Address, r.Started, r.Registered, r.Version = self.Address, time.Now().UTC(), false, self.Version
-	})
+	if self.ID != "" {
+		err = store.Take(ctx, self.Name, self.ID, true)
+		if taken := new(bootstrap.TakenError); errors.As(err, &taken) {
+			return err
+		}
+	}
+	if err == nil {
+		err = store.Record(ctx, self.Name, func(r *bootstrap.Server) {
+			r.Address, r.Started, r.Registered, r.Version = self.Address, time.Now().UTC(), false, self.Version
+		})
+	}
 	if err != nil {
 		// Who changes the keys waits for this server by its last record, too. In a datastore that is full, only a running API server deletes.
 		r, missing := store.Server(ctx, self.Name)
