@@ -26,7 +26,11 @@ const (
 )
 
 // Store is the place in the datastore. Its writes have the forms that kine knows (pkg/server in github.com/k3s-io/kine).
-type Store struct{ Client *clientv3.Client }
+type Store struct {
+	Client *clientv3.Client
+	// LeaseLife is how long Take and Ahead wait for a renewal of a Lease; 0 for the default.
+	LeaseLife time.Duration
+}
 
 // ErrNone means that the datastore has nothing of the kind.
 var ErrNone = errors.New("the datastore has none")

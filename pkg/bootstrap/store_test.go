@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -141,23 +142,48 @@ func TestStore(t *testing.T) {
 func TestFirst(t *testing.T) {
 	store, ctx := openStore(t), t.Context()
 	names := []string{"a", "b", "c", "d"}
-	firsts := make([]string, len(names))
+	firsts := make([]bootstrap.First, len(names))
 	var servers sync.WaitGroup
 	for i, name := range names {
 		servers.Go(func() {
 			var err error
-			if firsts[i], err = store.First(ctx, name); err != nil {
+			if firsts[i], err = store.First(ctx, bootstrap.First{Name: name, ID: "of-" + name}); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	servers.Wait()
-	if !slices.Contains(names, firsts[0]) || slices.ContainsFunc(firsts, func(first string) bool { return first != firsts[0] }) {
-		t.Fatalf("they know %q", firsts)
+	if !slices.Contains(names, firsts[0].Name) || firsts[0].ID != "of-"+firsts[0].Name || slices.ContainsFunc(firsts, func(first bootstrap.First) bool { return first != firsts[0] }) {
+		t.Fatalf("they know %+v", firsts)
 	}
 	for _, name := range append(names, "e") {
-		if first, err := store.First(ctx, name); err != nil || first != firsts[0] {
-			t.Errorf("later %s knows %s, %v, want %s", name, first, err, firsts[0])
+		if first, err := store.First(ctx, bootstrap.First{Name: name}); err != nil || first != firsts[0] {
+			t.Errorf("later %s knows %+v, %v, want %+v", name, first, err, firsts[0])
 		}
+	}
+	// A version before has written the name alone.
+	if _, err := store.Client.Put(ctx, "/polymesh/bootstrap/first", "null"); err != nil {
+		t.Fatal(err)
+	}
+	if first, err := store.First(ctx, bootstrap.First{Name: "e", ID: "of-e"}); err != nil || first != (bootstrap.First{Name: "null"}) {
+		t.Errorf("%+v, %v", first, err)
+	}
+}
+
+// The id of a data dir stays, and a damaged one is not replaced: the server would no longer have its name.
+func TestEnsureID(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "server", "id")
+	first, err := bootstrap.EnsureID(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := bootstrap.EnsureID(file); err != nil || again != first || first == "" {
+		t.Errorf("%q, %v, want %q", again, err, first)
+	}
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if id, err := bootstrap.EnsureID(file); err == nil || !strings.Contains(err.Error(), file) {
+		t.Errorf("%q, %v", id, err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/component-base/version"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
@@ -30,6 +31,8 @@ type Options struct {
 	Config *config.Server
 	// Node is the name of this server's node.
 	Node string
+	// ServerID is the id of this server's data dir (bootstrap.EnsureID); empty where servers do not find each other in the datastore.
+	ServerID string
 	// NodeIP is the address that the API server advertises unless the configuration sets one.
 	NodeIP       netip.Addr
 	Certificates certificate.Store
@@ -50,7 +53,7 @@ type Options struct {
 
 // Self is this server for the others.
 func (o Options) Self() encryption.Self {
-	self := encryption.Self{Name: o.Node, Address: o.NodeIP}
+	self := encryption.Self{Name: o.Node, Address: o.NodeIP, Version: version.Get().GitVersion, ID: o.ServerID}
 	if o.Config.AdvertiseAddress.IsValid() {
 		self.Address = o.Config.AdvertiseAddress
 	}

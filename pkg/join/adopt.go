@@ -92,7 +92,7 @@ func adoptOne(ctx context.Context, client kubernetes.Interface, m *corev1.Config
 			next.Data[key] = []byte(text)
 		}
 		// A time to come would make all certificates for the name void until then.
-		if at, err := time.Parse(time.RFC3339Nano, m.Data[key]); err == nil && at.After(now.Add(maxSkew)) {
+		if at, err := time.Parse(time.RFC3339Nano, m.Data[key]); err == nil && at.After(now.Add(MaxSkew)) {
 			delete(next.Data, key)
 		}
 	}

@@ -18,9 +18,9 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 )
 
-// maxSkew is how far a machine's clock may be off: certificates begin an hour before they are made, but logs, leases and
+// MaxSkew is how far a machine's clock may be off: certificates begin an hour before they are made, but logs, leases and
 // traces of a cluster are compared by time.
-const maxSkew = 2 * time.Minute
+const MaxSkew = 2 * time.Minute
 
 // OlderMinors is how many minor versions a kubelet may be older than the API server
 // (https://kubernetes.io/releases/version-skew-policy/#kubelet).
@@ -85,10 +85,33 @@ func DecideServer(r Request, v View) *Refusal {
 	return nil
 }
 
-func clockAndName(r Request, v View) *Refusal {
-	if skew := r.Now.Sub(v.Now); skew.Abs() > maxSkew {
+// ServerVersion returns why a machine with this version of Kubernetes cannot become a server; nil if it can.
+func ServerVersion(machine, cluster string) error {
+	if refused := serverSkew(machine, cluster); refused != nil {
+		return refused
+	}
+	return nil
+}
+
+// Clock returns why a machine whose clock shows this time cannot join; nil if it can.
+func Clock(machine, cluster time.Time) error {
+	if refused := clock(machine, cluster); refused != nil {
+		return refused
+	}
+	return nil
+}
+
+func clock(machine, cluster time.Time) *Refusal {
+	if machine.Sub(cluster).Abs() > MaxSkew {
 		return refuse(http.StatusConflict, "this machine's clock shows %s, the server's %s: set the clocks, for example with chrony or systemd-timesyncd",
-			r.Now.UTC().Format(time.DateTime), v.Now.UTC().Format(time.DateTime))
+			machine.UTC().Format(time.DateTime), cluster.UTC().Format(time.DateTime))
+	}
+	return nil
+}
+
+func clockAndName(r Request, v View) *Refusal {
+	if refused := clock(r.Now, v.Now); refused != nil {
+		return refused
 	}
 	// A node's name is also in its certificate, and in a label.
 	if !config.ValidNodeName(r.NodeName) || len(r.NodeName) > validation.LabelValueMaxLength || net.ParseIP(r.NodeName) != nil {

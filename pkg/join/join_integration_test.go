@@ -689,6 +689,34 @@ func TestJoin(t *testing.T) {
 		})
 	})
 
+	t.Run("addresses", func(t *testing.T) {
+		m := machine("worker-9", nodeToken)
+		member, err := join.Join(t.Context(), m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := register(t, "worker-9", member); err != nil {
+			t.Fatal(err)
+		}
+		controlplanetest.Eventually(t, "the address of a node is known", func() error {
+			addresses, err := join.Addresses(t.Context(), admin)
+			if err == nil && addresses["worker-9"] != m.NodeIP {
+				err = fmt.Errorf("it is not: %v", addresses)
+			}
+			return err
+		})
+		if err := join.Leave(t.Context(), m.DataDir, config.Host); err != nil {
+			t.Fatal(err)
+		}
+		if addresses, err := join.Addresses(t.Context(), admin); err != nil || addresses["worker-9"].IsValid() {
+			t.Errorf("the address of a removed node: %v, %v", addresses, err)
+		}
+	})
+
+	t.Run("tokens that several servers have made", func(t *testing.T) { serverTokens(t, admin, kubeconfig, dir) })
+
+	t.Run("a server whose name another data dir has taken", func(t *testing.T) { takenName(t, kubeconfig, dir) })
+
 	t.Run("records of the version before", func(t *testing.T) { formerRecords(t, admin, kubeconfig, dir) })
 
 	t.Run("clocks and versions", func(t *testing.T) {

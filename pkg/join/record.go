@@ -168,7 +168,7 @@ func record(ctx context.Context, client kubernetes.Interface, r Request, who joi
 		// What was made after the removal is void too. A server makes its certificates itself, by its own clock.
 		before := who.at.Add(-1)
 		if who.role == token.Server {
-			before = who.at.Add(-maxSkew)
+			before = who.at.Add(-MaxSkew)
 		}
 		if before.After(gone) {
 			gone = before
@@ -205,6 +205,22 @@ func list(ctx context.Context, client kubernetes.Interface) (records []*machineR
 		}
 	}
 	return records, nil
+}
+
+// Addresses returns the addresses with which machines have joined, by the names of their nodes. A server has checked that they were no other
+// node's.
+func Addresses(ctx context.Context, client kubernetes.Interface) (map[string]netip.Addr, error) {
+	records, err := list(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	addresses := map[string]netip.Addr{}
+	for _, r := range records {
+		if a, err := netip.ParseAddr(string(r.Data[recordAddress])); err == nil && r.node != "" && !r.free() {
+			addresses[strings.TrimPrefix(r.Name, recordPrefix)] = a
+		}
+	}
+	return addresses, nil
 }
 
 // recordOf returns the record of a node's name, nil if there is none.

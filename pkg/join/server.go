@@ -27,6 +27,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
@@ -190,6 +191,12 @@ func (s *Server) round(ctx context.Context, client kubernetes.Interface) {
 	problem := ""
 	if err != nil {
 		problem = err.Error()
+	}
+	if taken := new(bootstrap.TakenError); errors.As(err, &taken) {
+		select {
+		case s.failed <- err:
+		default:
+		}
 	}
 	s.problem.Store(&problem)
 	s.note.Store(&note)

@@ -29,7 +29,9 @@ import (
 // Shared is for a server whose datastore other servers can share.
 type Shared struct {
 	// Config is this server's, whose settings and data dir have what it shares.
-	Config    *config.Server
+	Config *config.Server
+	// ID is that of its data dir; empty where servers do not find each other in the datastore.
+	ID        string
 	Datastore bootstrap.Datastore
 	Endpoint  datastore.Endpoint
 	// Settles is set on the server whose settings are the cluster's: not on one that has joined.
@@ -75,6 +77,11 @@ func (s *Server) share(ctx context.Context, client kubernetes.Interface, then fu
 		return "", err
 	}
 	defer done()
+	if o.ID != "" {
+		if err := store.Holds(ctx, s.opts.Name, o.ID); err != nil {
+			return "", err
+		}
+	}
 	bundle, err := o.bundle()
 	if err != nil {
 		return "", err
@@ -135,17 +142,46 @@ func (s *Server) serverToken(ctx context.Context, client kubernetes.Interface, s
 		if chosen.ID != "" && chosen != t {
 			note = fmt.Sprintf("the servers' secret in the settings is not that of this cluster, whose token is in %s: to change it, set it on all servers, remove that file on each, and restart them; then revoke token %s", file, t.ID)
 		}
-		return t, note, nil
+		other, err := token.Parse(shared)
+		if err != nil || other == t || chosen.ID != "" {
+			return t, note, nil
+		}
+		first, err := firstServerToken(ctx, client, t, other)
+		if err != nil || first == t {
+			return t, "", err
+		}
+		return first, "", s.writeServerToken(first)
 	}
 	if t, err = token.Parse(shared); err != nil || !ids[t.ID] || chosen.ID != "" {
 		if t, err = s.newServerToken(ctx, client, store, key, chosen, ids); err != nil {
 			return token.Token{}, "", err
 		}
 	}
-	if err := atomicfile.Write(file, []byte(t.String()+"\n"), 0o600); err != nil {
-		return token.Token{}, "", fmt.Errorf("write the server token: %w", err)
+	return t, "", s.writeServerToken(t)
+}
+
+func (s *Server) writeServerToken(t token.Token) error {
+	if err := atomicfile.Write(s.opts.Shared.Config.DataDir.ServerToken(), []byte(t.String()+"\n"), 0o600); err != nil {
+		return fmt.Errorf("write the server token: %w", err)
 	}
-	return t, "", nil
+	return nil
+}
+
+// firstServerToken returns which of two tokens all servers use: this server's own, and the one that they share. Two servers whose files were
+// removed at the same time may have made one each; any other token in the file is the user's choice, and stays.
+func firstServerToken(ctx context.Context, client kubernetes.Interface, own, shared token.Token) (token.Token, error) {
+	secrets, err := tokenSecrets(ctx, client, serverTokenLabel)
+	if err != nil {
+		return own, err
+	}
+	made := map[string]bool{}
+	for _, s := range secrets {
+		made[strings.TrimPrefix(s.Name, bootstrapapi.BootstrapTokenSecretPrefix)] = true
+	}
+	if made[own.ID] && made[shared.ID] && shared.ID < own.ID {
+		return shared, nil
+	}
+	return own, nil
 }
 
 // newServerToken lets the cluster accept the token that the user has chosen, or a new one.

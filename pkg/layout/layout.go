@@ -176,6 +176,10 @@ func (d DataDir) ServerToken() string { return d.Server("token") }
 // BootstrapKey is the file with the key of what the servers share in the datastore.
 func (d DataDir) BootstrapKey() string { return d.Server("cred", "bootstrap.key") }
 
+// ServerID is the file with the id by which servers that share a datastore tell data dirs apart. It is in no snapshot: a server that is restored
+// on another machine is another one.
+func (d DataDir) ServerID() string { return d.Server("id") }
+
 // ServerMembership is the file by which a server is one that has joined others.
 func (d DataDir) ServerMembership() string { return d.Server("cluster.json") }
 

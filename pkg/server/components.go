@@ -59,7 +59,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	if s.observes() {
 		handlers[dashboard.Path] = dashboard.Gateway(dir.ObserveSocket(), s.Log)
 	}
-	plane := controlplane.Options{Config: s.cfg, Node: s.Name, NodeIP: s.IP, Certificates: certs, Datastore: endpoint, Handlers: handlers, Authenticator: joining.Authenticator, Filter: joining.Filter, Observe: s.clusterObserves()}
+	plane := controlplane.Options{Config: s.cfg, Node: s.Name, ServerID: s.id, NodeIP: s.IP, Certificates: certs, Datastore: endpoint, Handlers: handlers, Authenticator: joining.Authenticator, Filter: joining.Filter, Observe: s.clusterObserves()}
 
 	certificates := m.Add(s.renewal)
 	var before []component.Handle
@@ -121,7 +121,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		m.Add(component.Elected(leadership, build, s.Log), api)
 	}
 	elected(func() component.Component {
-		return servingcert.New(servingcert.Options{Kubeconfig: kubeconfig, ServiceCIDR: s.cfg.ServiceCIDR, Log: s.Log})
+		return servingcert.New(servingcert.Options{Kubeconfig: kubeconfig, ServiceCIDR: s.cfg.ServiceCIDR, Joined: join.Addresses, Log: s.Log})
 	})
 	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
 		elected(func() component.Component { return s.addon(name, kubeconfig, parts.Nameservers) })

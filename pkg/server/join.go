@@ -169,10 +169,14 @@ func byDatastore(ctx context.Context, cfg *config.Server, p *process.Process) (_
 		return nil, nil, err
 	}
 	defer client.Close()
+	id, err := bootstrap.EnsureID(cfg.DataDir.ServerID())
+	if err != nil {
+		return nil, nil, err
+	}
 	store := bootstrap.Store{Client: client}
 	exists, err := store.Exists(ctx)
 	if err == nil && !exists && cfg.Token.ID == "" {
-		exists, err = awaitFirst(ctx, store, p.Name, func(why string) {
+		exists, err = awaitFirst(ctx, store, bootstrap.First{Name: p.Name, ID: id}, func(why string) {
 			p.Log.Info("waiting for the first server", "why", why)
 			p.Waiting("join", why)
 		})
@@ -190,7 +194,8 @@ func byDatastore(ctx context.Context, cfg *config.Server, p *process.Process) (_
 	}
 	bundle, key, err := opened(ctx, cfg, store)
 	if err == nil {
-		err = notAgent(ctx, client, p.Name)
+		p.Waiting("join", "checking this machine against the servers in the datastore")
+		err = admissible(ctx, store, p.Name, id, kubernetes.Get().GitVersion)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -200,18 +205,24 @@ func byDatastore(ctx context.Context, cfg *config.Server, p *process.Process) (_
 
 // awaitFirst decides which of several servers begins the cluster in an empty datastore. It returns false to that one, and true to the others
 // once it shares what they need to join it.
-func awaitFirst(ctx context.Context, store bootstrap.Store, name string, waiting func(why string)) (bool, error) {
-	first, err := store.First(ctx, name)
+func awaitFirst(ctx context.Context, store bootstrap.Store, self bootstrap.First, waiting func(why string)) (bool, error) {
+	first, err := store.First(ctx, self)
 	if err != nil {
 		return false, err
 	}
+	another := first.Name == self.Name && first.ID != "" && first.ID != self.ID
 	for reported := false; ; reported = true {
 		// It may have begun, shared and left before.
-		if exists, err := store.Exists(ctx); err != nil || exists || first == name {
+		switch exists, err := store.Exists(ctx); {
+		case err != nil || exists:
 			return exists, err
+		case another:
+			return false, fmt.Errorf("another machine with the name %s of this server begins the cluster in the datastore: give this one another name with --node-name; if it was this machine, with a data dir that is lost, empty the datastore, and start again", self.Name)
+		case first.Name == self.Name:
+			return false, nil
 		}
 		if !reported {
-			waiting(fmt.Sprintf("server %s begins the cluster in the datastore, and has not shared its keys yet: if that server is lost, so are they; empty the datastore then, and start again", first))
+			waiting(fmt.Sprintf("server %s begins the cluster in the datastore, and has not shared its keys yet: if that server is lost, so are they; empty the datastore then, and start again", first.Name))
 		}
 		select {
 		case <-ctx.Done():
@@ -238,6 +249,44 @@ func opened(ctx context.Context, cfg *config.Server, store bootstrap.Store) (boo
 		return bundle, key, err // that the secret opens it proves whose it is
 	}
 	return bundle, key, join.OfToken(bundle, t)
+}
+
+// admissible returns why a machine cannot become a server that finds the others in the datastore, as DecideServer in pkg/join does where
+// another server decides, and takes the name of its node.
+func admissible(ctx context.Context, store bootstrap.Store, name, id, version string) error {
+	if err := notAgent(ctx, store.Client, name); err != nil {
+		return err
+	}
+	servers, err := store.Servers(ctx)
+	if err != nil {
+		return err
+	}
+	// Records of servers that are gone stay: the one that was started last has the cluster's version.
+	var last bootstrap.Server
+	var others []string
+	for _, s := range servers {
+		if s.Version != "" && s.Started.After(last.Started) {
+			last = s
+		}
+		if s.Name != name {
+			others = append(others, s.Name)
+		}
+	}
+	if last.Version != "" {
+		if err := join.ServerVersion(version, last.Version); err != nil {
+			return err
+		}
+	}
+	ahead, known, err := store.Ahead(ctx, others, join.MaxSkew)
+	if err != nil {
+		return err
+	}
+	if now := time.Now(); known {
+		if err := join.Clock(now, now.Add(ahead)); err != nil {
+			return err
+		}
+	}
+	return store.Take(ctx, name, id, false)
 }
 
 // notAgent rejects the name of an agent, which would be this server's node, too. There is no API server that could tell.
@@ -363,7 +412,7 @@ func (s *server) shared() *join.Shared {
 	if !endpoint.LeaderElect {
 		return nil
 	}
-	shared := &join.Shared{Config: s.cfg, Datastore: bootstrap.External, Endpoint: endpoint, Settles: s.membership == nil || s.cfg.ClusterInit}
+	shared := &join.Shared{Config: s.cfg, ID: s.id, Datastore: bootstrap.External, Endpoint: endpoint, Settles: s.membership == nil || s.cfg.ClusterInit}
 	if local := s.etcd(); local != nil {
 		shared.Datastore = bootstrap.Etcd
 		shared.AddMember = func(ctx context.Context, node string, m bootstrap.Peer) ([]bootstrap.Peer, error) {

@@ -13,6 +13,7 @@ import (
 	"k8s.io/component-base/metrics/legacyregistry"
 	kubernetes "k8s.io/component-base/version"
 
+	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
@@ -86,6 +87,7 @@ type server struct {
 	*process.Process
 	cfg        *config.Server
 	membership *join.ServerMembership // nil if it has joined no other servers
+	id         string                 // of the data dir; empty where servers do not find each other in the datastore
 	renewal    *certificate.Renewal
 	datastore  ownDatastore
 	snapshots  *snapshot.Snapshots
@@ -107,6 +109,11 @@ func (s *server) etcd() *etcd.Etcd {
 func newServer(cfg *config.Server, p *process.Process, membership *join.ServerMembership) (*server, error) {
 	s := &server{Process: p, cfg: cfg, membership: membership, datastore: newDatastore(cfg, p, membership)}
 	var err error
+	if cfg.Datastore.Kind != config.SQLite {
+		if s.id, err = bootstrap.EnsureID(cfg.DataDir.ServerID()); err != nil {
+			return nil, err
+		}
+	}
 	if s.snapshots, err = snapshot.Configured(cfg, s.Name, s.datastore); err != nil {
 		return nil, err
 	}

@@ -43,6 +43,10 @@ type Self struct {
 	Name string
 	// Address is the one that its API server advertises.
 	Address netip.Addr
+	// Version is that of its Kubernetes.
+	Version string
+	// ID is that of its data dir, empty for none: see bootstrap.Store.Take.
+	ID string
 }
 
 // several reports whether there can be several servers.
@@ -125,9 +129,17 @@ func (p Place) Ensure(ctx context.Context, self Self, provider string) error {
 	}
 	defer client.Close()
 	store := bootstrap.Store{Client: client}
-	err = store.Record(ctx, self.Name, func(r *bootstrap.Server) {
-		r.Address, r.Started, r.Registered = self.Address, time.Now().UTC(), false
-	})
+	if self.ID != "" {
+		err = store.Take(ctx, self.Name, self.ID, true)
+		if taken := new(bootstrap.TakenError); errors.As(err, &taken) {
+			return err
+		}
+	}
+	if err == nil {
+		err = store.Record(ctx, self.Name, func(r *bootstrap.Server) {
+			r.Address, r.Started, r.Registered, r.Version = self.Address, time.Now().UTC(), false, self.Version
+		})
+	}
 	if err != nil {
 		// Who changes the keys waits for this server by its last record, too. In a datastore that is full, only a running API server deletes.
 		r, missing := store.Server(ctx, self.Name)

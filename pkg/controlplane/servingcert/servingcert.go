@@ -43,7 +43,9 @@ type Options struct {
 	Kubeconfig string
 	// ServiceCIDR are addresses that are no node's.
 	ServiceCIDR netip.Prefix
-	Log         *slog.Logger
+	// Joined returns the addresses with which nodes have joined, by name (join.Addresses).
+	Joined func(context.Context, kubernetes.Interface) (map[string]netip.Addr, error)
+	Log    *slog.Logger
 }
 
 // Component is "serving-certificates".
@@ -117,8 +119,12 @@ func (c *Component) round(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list the nodes: %w", err)
 	}
+	joined, err := c.opts.Joined(ctx, c.client)
+	if err != nil {
+		return err
+	}
 	for _, r := range pending {
-		decided := decide(r, nodes.Items, c.opts.ServiceCIDR)
+		decided := decide(r, nodes.Items, joined, c.opts.ServiceCIDR)
 		if decided == nil {
 			continue
 		}
@@ -133,8 +139,9 @@ func (c *Component) round(ctx context.Context) error {
 	return nil
 }
 
-// decide returns the condition for a request; nil while the node has no addresses to compare with.
-func decide(r *certificatesv1.CertificateSigningRequest, nodes []corev1.Node, services netip.Prefix) *certificatesv1.CertificateSigningRequestCondition {
+// decide returns the condition for a request; nil while the node has no addresses to compare with. joined has the addresses with which nodes
+// have joined.
+func decide(r *certificatesv1.CertificateSigningRequest, nodes []corev1.Node, joined map[string]netip.Addr, services netip.Prefix) *certificatesv1.CertificateSigningRequestCondition {
 	deny := func(format string, args ...any) *certificatesv1.CertificateSigningRequestCondition {
 		return &certificatesv1.CertificateSigningRequestCondition{
 			Type: certificatesv1.CertificateDenied, Status: corev1.ConditionTrue, Reason: "NotTheNodesOwn", Message: fmt.Sprintf(format, args...),
@@ -181,9 +188,10 @@ func decide(r *certificatesv1.CertificateSigningRequest, nodes []corev1.Node, se
 		case a.IsLoopback() || a.IsUnspecified() || services.Contains(a):
 			return deny("%s is no address of a node", a)
 		}
-		// The node writes its own addresses, so they prove nothing against others'.
+		// The node writes its own addresses, so they prove nothing against others', whichever node is older. The address with which it has
+		// joined was no other node's then.
 		for i, n := range nodes {
-			if i != at && slices.Contains(addresses(n), a) {
+			if i != at && slices.Contains(addresses(n), a) && (joined[name] != a || joined[n.Name] == a) {
 				return deny("%s is also the address of node %s", a, n.Name)
 			}
 		}

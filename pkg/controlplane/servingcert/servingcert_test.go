@@ -30,6 +30,12 @@ func TestDecide(t *testing.T) {
 	// greedy has written addresses of others into its own object.
 	nodes := []corev1.Node{node("server", "192.0.2.1"), node("worker", "192.0.2.2"), node("greedy", "192.0.2.3", "192.0.2.1", "10.43.0.1", "127.0.0.1"), node("young")}
 	nodes[3].Status.Addresses = nil
+	// Two nodes have joined with 192.0.2.7 after each other, and moved is back there.
+	nodes = append(nodes, node("moved", "192.0.2.7"), node("heir", "192.0.2.7"))
+	joined := map[string]netip.Addr{}
+	for name, address := range map[string]string{"server": "192.0.2.1", "worker": "192.0.2.2", "greedy": "192.0.2.3", "moved": "192.0.2.7", "heir": "192.0.2.7"} {
+		joined[name] = netip.MustParseAddr(address)
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -65,6 +71,8 @@ func TestDecide(t *testing.T) {
 		"a node that is not there":                   {own("gone", "192.0.2.9"), ""},
 		"another node's address":                     {own("worker", "192.0.2.2", "192.0.2.1"), "192.0.2.1 is not the node's address"},
 		"a server's address, which the node claims":  {own("greedy", "192.0.2.1"), "192.0.2.1 is also the address of node server"},
+		"its own address, which another node claims": {own("server", "192.0.2.1"), "approved"},
+		"an address with which two nodes joined":     {own("heir", "192.0.2.7"), "192.0.2.7 is also the address of node moved"},
 		"a service's address, which the node claims": {own("greedy", "10.43.0.1"), "10.43.0.1 is no address of a node"},
 		"loopback, which the node claims":            {own("greedy", "127.0.0.1"), "127.0.0.1 is no address of a node"},
 		"another name":                               {with(func(r *request) { r.dns = []string{"worker", "kubernetes"} }), `"kubernetes" is not the node's name`},
@@ -90,7 +98,7 @@ func TestDecide(t *testing.T) {
 		}
 		got := decide(&certificatesv1.CertificateSigningRequest{
 			Spec: certificatesv1.CertificateSigningRequestSpec{Username: c.user, Groups: c.groups, Request: text, Usages: c.usages},
-		}, nodes, netip.MustParsePrefix("10.43.0.0/16"))
+		}, nodes, joined, netip.MustParsePrefix("10.43.0.0/16"))
 		switch {
 		case c.want == "" && got == nil:
 		case c.want == "approved" && got != nil && got.Type == certificatesv1.CertificateApproved:
