@@ -87,6 +87,9 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	m.Add(parts.Kubelet, kubelet...)
 	m.Add(parts.Proxy, api)
 	m.Add(parts.PoolAddresses, api)
+	if parts.ExternalAddress != nil {
+		m.Add(parts.ExternalAddress, api)
+	}
 	up = m.Add(parts.PodNetwork, api, controllers)
 	m.Add(joining, api)
 	m.Add(noderole.New(noderole.Options{Node: s.Name, Kubeconfig: kubeconfig, Log: s.Log}), api)

@@ -1,7 +1,8 @@
 // Package noderole sets the role labels of a server's node, and detects objects that a renamed node has left behind.
 //
 // It owns the labels node-role.kubernetes.io/control-plane and /master of the server's node, which NodeRestriction forbids
-// the kubelet to set. pkg/server adds it to a server.
+// the kubelet to set. It also removes, from every node that keeps its addresses itself, the taint with which the kubelet registers it
+// (pkg/node/external). pkg/server adds it to a server.
 package noderole
 
 import (
@@ -24,11 +25,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
+	cloudproviderapi "k8s.io/cloud-provider/api"
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/node/external"
 	"polymesh.dev/polymesh/pkg/ssa"
 )
 
@@ -114,14 +117,17 @@ func (c *Component) set(err error) { c.state.Store(&err) }
 
 // sync labels the node, if it exists, and looks for its former object.
 func (c *Component) sync(ctx context.Context) error {
+	all, err := c.nodes.List(labels.Everything())
+	if err != nil {
+		return err
+	}
+	if err := c.initialize(ctx, all); err != nil {
+		return err
+	}
 	node, err := c.nodes.Get(c.opts.Node)
 	if apierrors.IsNotFound(err) {
 		return errors.New("the node has not registered yet")
 	}
-	if err != nil {
-		return err
-	}
-	all, err := c.nodes.List(labels.Everything())
 	if err != nil {
 		return err
 	}
@@ -130,6 +136,33 @@ func (c *Component) sync(ctx context.Context) error {
 		c.log.Warn("this machine was registered under another node name before, and that node's object and pods still exist", "node", name, "remove", "polymesh kubectl delete node "+name)
 	}
 	return c.label(ctx, node)
+}
+
+// initialize removes the taint of a node that waits for its addresses, if the node says that it keeps them itself. Without that it waits for a
+// cloud provider of the user's.
+func (c *Component) initialize(ctx context.Context, nodes []*corev1.Node) error {
+	for _, n := range nodes {
+		left, waits := initialized(n)
+		if !waits {
+			continue
+		}
+		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID, "resourceVersion": n.ResourceVersion}, "spec": map[string]any{"taints": left}})
+		if err != nil {
+			return err
+		}
+		_, err = c.client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+		// After a conflict, the watch reports the node again.
+		if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("remove the taint of node %s: %w", n.Name, err)
+		}
+	}
+	return nil
+}
+
+// initialized returns the taints of a node without the one to remove, and whether it has that one.
+func initialized(n *corev1.Node) (left []corev1.Taint, waits bool) {
+	left = slices.DeleteFunc(slices.Clone(n.Spec.Taints), func(t corev1.Taint) bool { return t.Key == cloudproviderapi.TaintExternalCloudProvider })
+	return left, n.Annotations[external.Annotation] != "" && len(left) < len(n.Spec.Taints)
 }
 
 // label adds missing labels to the node. A label that a user has set to another value stays.
