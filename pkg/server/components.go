@@ -311,7 +311,7 @@ func (s *server) addon(name config.Addon, kubeconfig string, names *node.Nameser
 	return addon.New(addon.Options{
 		Name: name, Disabled: !s.cfg.Enabled(name), Kubeconfig: kubeconfig, Image: s.Manifest.Image,
 		ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, Nameservers: names.Servers,
-		NodeName: s.Name, NodeAddress: s.IP, Internal: []netip.Prefix{s.cfg.ClusterCIDR, s.cfg.ServiceCIDR}, StorageDir: s.cfg.DataDir.Storage(),
+		NodeName: s.Name, NodeAddress: s.IP, External: s.cfg.FlannelExternalIP, Internal: []netip.Prefix{s.cfg.ClusterCIDR, s.cfg.ServiceCIDR}, StorageDir: s.cfg.DataDir.Storage(),
 		KubeletCA: certificate.Store(s.cfg.DataDir.TLS()).Cert(certificate.KubeletCA), Log: s.Log,
 	})
 }

@@ -52,6 +52,8 @@ type Options struct {
 	// NodeName and NodeAddress are those of the server's node.
 	NodeName    string
 	NodeAddress netip.Addr
+	// External is whether kubelets are reached by the nodes' external addresses, of those that have one.
+	External bool
 	// Internal are the networks of the pods and of the services, in which no node has its address.
 	Internal []netip.Prefix
 
