@@ -92,7 +92,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	up = m.Add(parts.PodNetwork, api, controllers)
 	m.Add(joining, api)
-	m.Add(noderole.New(noderole.Options{Node: s.Name, Kubeconfig: kubeconfig, Log: s.Log}), api)
+	m.Add(noderole.New(noderole.Options{Node: s.Name, Kubeconfig: kubeconfig, Nameservers: parts.Nameservers.Servers, Log: s.Log}), api)
 	if local != nil {
 		m.Add(member.New(member.Options{Node: s.Name, Etcd: local, Kubeconfig: kubeconfig, Log: s.Log}), api)
 	}

@@ -1,4 +1,4 @@
-// Package noderole sets the role labels of a server's node, and detects objects that a renamed node has left behind.
+// Package noderole sets the role labels of a server's node, announces the name servers of its pods, and detects objects that a renamed node has left behind.
 //
 // It owns the labels node-role.kubernetes.io/control-plane and /master of the server's node, which NodeRestriction forbids
 // the kubelet to set. It also removes, from every node that keeps its addresses itself, the taint with which the kubelet registers it
@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +42,13 @@ const fieldManager = ssa.NodeRole
 // recheck is how often failed labels, and nodes that no longer report, are checked.
 const recheck = 30 * time.Second
 
+// Nameservers is the annotation of a server's node with the name servers that pods get there: CoreDNS's pods are replaced when it changes
+// (pkg/controlplane/addon).
+const Nameservers = "polymesh.dev/nameservers"
+
+// Announcement is the value of the annotation.
+func Announcement(servers []string) string { return strings.Join(servers, " ") }
+
 // Roles returns the labels of a server's node. master is also set by K3s, for older workloads.
 func Roles() []string {
 	return []string{layout.ServerLabel, "node-role.kubernetes.io/master"}
@@ -52,7 +60,9 @@ type Options struct {
 	Node string
 	// Kubeconfig must allow listing, watching and patching nodes. It is read by Start.
 	Kubeconfig string
-	Log        *slog.Logger
+	// Nameservers returns the name servers that pods currently get on the node; nil for none at all.
+	Nameservers func() []string
+	Log         *slog.Logger
 }
 
 // Component is "node-role".
@@ -165,7 +175,7 @@ func initialized(n *corev1.Node) (left []corev1.Taint, waits bool) {
 	return left, n.Annotations[external.Annotation] != "" && len(left) < len(n.Spec.Taints)
 }
 
-// label adds missing labels to the node. A label that a user has set to another value stays.
+// label adds missing labels to the node, and updates its annotation. A label that a user has set to another value stays.
 func (c *Component) label(ctx context.Context, node *corev1.Node) error {
 	missing := map[string]string{}
 	for _, role := range Roles() {
@@ -173,10 +183,20 @@ func (c *Component) label(ctx context.Context, node *corev1.Node) error {
 			missing[role] = "true"
 		}
 	}
-	if len(missing) == 0 {
+	metadata := map[string]any{}
+	if len(missing) > 0 {
+		metadata["labels"] = missing
+	}
+	if c.opts.Nameservers != nil {
+		list := Announcement(c.opts.Nameservers())
+		if have, announced := node.Annotations[Nameservers]; !announced || have != list {
+			metadata["annotations"] = map[string]string{Nameservers: list}
+		}
+	}
+	if len(metadata) == 0 {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": missing}})
+	patch, err := json.Marshal(map[string]any{"metadata": metadata})
 	if err != nil {
 		return err
 	}
