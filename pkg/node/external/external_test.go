@@ -22,8 +22,8 @@ import (
 )
 
 var (
-	own      = netip.MustParseAddr("192.0.2.1")
-	external = netip.MustParseAddr("203.0.113.1")
+	ownAddress      = netip.MustParseAddr("192.0.2.1")
+	externalAddress = netip.MustParseAddr("203.0.113.1")
 )
 
 func testNode(name string, addresses ...string) *corev1.Node {
@@ -45,13 +45,13 @@ func TestOf(t *testing.T) {
 		want     bool
 	}{
 		"none":                {config.Node{}, false},
-		"one":                 {config.Node{ExternalIP: external}, true},
-		"the own address":     {config.Node{ExternalIP: own}, false},
-		"user's provider":     {config.Node{ExternalIP: external, KubeletArgs: []string{"cloud-provider=external"}}, false},
-		"user's addresses":    {config.Node{ExternalIP: external, KubeletArgs: []string{"--node-ip=192.0.2.1,2001:db8::1"}}, false},
-		"another kubelet-arg": {config.Node{ExternalIP: external, KubeletArgs: []string{"v=2"}}, true},
+		"one":                 {config.Node{ExternalIP: externalAddress}, true},
+		"the own address":     {config.Node{ExternalIP: ownAddress}, false},
+		"user's provider":     {config.Node{ExternalIP: externalAddress, KubeletArgs: []string{"cloud-provider=external"}}, false},
+		"user's addresses":    {config.Node{ExternalIP: externalAddress, KubeletArgs: []string{"--node-ip=192.0.2.1,2001:db8::1"}}, false},
+		"another kubelet-arg": {config.Node{ExternalIP: externalAddress, KubeletArgs: []string{"v=2"}}, true},
 	} {
-		if a, ok := Of(c.settings, own); ok != c.want || ok && a != external {
+		if a, ok := Of(c.settings, ownAddress); ok != c.want || ok && a != externalAddress {
 			t.Errorf("%s: %s, %v", name, a, ok)
 		}
 	}
@@ -100,7 +100,7 @@ func TestSync(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			a := New(Options{Node: "node", IP: own, External: external, Log: slog.New(slog.DiscardHandler)})
+			a := New(Options{Node: "node", IP: ownAddress, External: externalAddress, Log: slog.New(slog.DiscardHandler)})
 			a.client, a.nodes = client, corelisters.NewNodeLister(cached)
 			err = a.sync(t.Context())
 			if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
