@@ -91,6 +91,9 @@ func addComponents(m *component.Manager, parts worker.Components, reachability c
 	m.Add(reachability, kubelet)
 	m.Add(parts.Proxy)
 	m.Add(parts.PoolAddresses)
+	if parts.ExternalAddress != nil {
+		m.Add(parts.ExternalAddress)
+	}
 	up = m.Add(parts.PodNetwork)
 	if collect != nil {
 		m.Add(collect(up.Ready()))

@@ -254,6 +254,7 @@ func TestRenewedWhenTheMachineChanges(t *testing.T) {
 		change func(*Options)
 		want   []string
 	}{
+		"external":    {func(o *Options) { o.External = netip.MustParseAddr("203.0.113.1") }, []string{KubeletServing}},
 		"address":     {func(o *Options) { o.NodeIP = netip.MustParseAddr("192.0.2.11") }, []string{APIServer, KubeletServing, EtcdServing}},
 		"name":        {func(o *Options) { o.NodeName = "node-2" }, []string{APIServer, KubeletServing, Kubelet, EtcdServing}},
 		"SANs":        {func(o *Options) { o.SANs = nil }, []string{APIServer}},

@@ -65,6 +65,8 @@ type Options struct {
 	Dir      string // for tls
 	NodeName string
 	NodeIP   netip.Addr
+	// External is the node's external address, at which its kubelet may be reached; invalid for none.
+	External netip.Addr
 	// SANs are additional names and addresses of the API server, besides those that follow from the cluster.
 	SANs          []string
 	ServiceIP     netip.Addr // of the `kubernetes` service
@@ -96,10 +98,14 @@ func leaves(o Options) []leaf {
 		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + o.ClusterDomain,
 		"localhost", "127.0.0.1", "::1", o.ServiceIP.String(), o.NodeName, o.NodeIP.String(),
 	}
+	kubelet := []string{o.NodeName, o.NodeIP.String(), "localhost", "127.0.0.1"}
+	if o.External.IsValid() {
+		kubelet = append(kubelet, o.External.String())
+	}
 	all := []leaf{
 		{APIServer, ServerCA, pkix.Name{CommonName: "kube-apiserver"}, x509.ExtKeyUsageServerAuth, append(api, o.SANs...), true},
 		{KubeletServing, KubeletCA, pkix.Name{CommonName: "system:node:" + o.NodeName, Organization: []string{"system:nodes"}},
-			x509.ExtKeyUsageServerAuth, []string{o.NodeName, o.NodeIP.String(), "localhost", "127.0.0.1"}, false},
+			x509.ExtKeyUsageServerAuth, kubelet, false},
 		client(Admin, "system:admin", "system:masters"),
 		client(Polymesh, "system:polymesh", "system:masters"),
 		client(ControllerManager, "system:kube-controller-manager"),

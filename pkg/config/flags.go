@@ -127,7 +127,7 @@ func ServerFlags() *Flags {
 
 	f.StringVar(&r.nodeName, "node-name", "", "name of this node (default: the host's name)")
 	f.StringVarP(&r.nodeIP, "node-ip", "i", "", "address of this node (default: of the interface with the default route, or else the first that is up)")
-	f.StringVar(&r.externalIP, "node-external-ip", "", "address under which the node is known outside; of an agent, for its certificate and --flannel-external-ip")
+	f.StringVar(&r.externalIP, "node-external-ip", "", "address under which the node is known outside")
 	f.StringSliceVar(&r.nodeLabels, "node-label", nil, "label for this node, key=value; may be repeated")
 	f.StringSliceVar(&r.nodeTaints, "node-taint", nil, "taint for this node, key=value:effect; may be repeated")
 

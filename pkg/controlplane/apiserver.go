@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apimachinery/pkg/util/wait"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
@@ -32,6 +33,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/controlplane/nodeaddress"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 )
@@ -76,7 +78,7 @@ func (a *APIServer) args() []string {
 		"kubelet-certificate-authority":      certs.Cert(certificate.KubeletCA),
 		"kubelet-client-certificate":         certs.Cert(certificate.APIServerKubelet),
 		"kubelet-client-key":                 certs.Key(certificate.APIServerKubelet),
-		"kubelet-preferred-address-types":    "InternalIP,ExternalIP,Hostname",
+		"kubelet-preferred-address-types":    kubeletAddresses(cfg.FlannelExternalIP),
 		"profiling":                          "false",
 		"proxy-client-cert-file":             certs.Cert(certificate.FrontProxy),
 		"proxy-client-key-file":              certs.Key(certificate.FrontProxy),
@@ -107,6 +109,15 @@ func (a *APIServer) args() []string {
 	maps.Copy(args, a.opts.Datastore.Flags())
 	maps.Copy(args, hardening(cfg))
 	return kubeflags.Merge(args, cfg.APIServerArgs)
+}
+
+// kubeletAddresses are the kinds of addresses at which kubelets are reached, the preferred one first.
+func kubeletAddresses(external bool) string {
+	var kinds []string
+	for _, kind := range nodeaddress.Preferred(external) {
+		kinds = append(kinds, string(kind))
+	}
+	return strings.Join(append(kinds, string(corev1.NodeHostName)), ",")
 }
 
 // parse reads the command line into upstream's options.

@@ -50,3 +50,28 @@ func TestAPIServerInitChecksAndChangesNothing(t *testing.T) {
 		})
 	}
 }
+
+// Kubelets are reached by the addresses by which nodes see each other.
+func TestKubeletAddresses(t *testing.T) {
+	for flag, want := range map[string]string{"false": "InternalIP,ExternalIP,Hostname", "true": "ExternalIP,InternalIP,Hostname"} {
+		dir := t.TempDir()
+		empty := filepath.Join(dir, "config.yaml")
+		if err := os.WriteFile(empty, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := config.Parse([]string{"-c", empty, "-d", filepath.Join(dir, "data"), "--flannel-external-ip=" + flag}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := NewAPIServer(Options{
+			Config: cfg, NodeIP: netip.MustParseAddr("192.0.2.1"), Certificates: certificate.Store(cfg.DataDir.Server("tls")), Datastore: datastore.Endpoint{Servers: "unix://none"},
+		})
+		s, err := a.parse()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(s.KubeletConfig.PreferredAddressTypes, ","); got != want {
+			t.Errorf("with --flannel-external-ip=%s: %s, want %s", flag, got, want)
+		}
+	}
+}

@@ -26,6 +26,7 @@ import (
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/condition"
+	"polymesh.dev/polymesh/pkg/controlplane/nodeaddress"
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
@@ -65,9 +66,9 @@ func reach(ctx context.Context, roots *x509.CertPool, address netip.Addr, port u
 	return conn.Close()
 }
 
-// address is where the API server connects to a node: its internal address first (kubelet-preferred-address-types in pkg/controlplane).
-func address(n *corev1.Node) (netip.Addr, bool) {
-	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
+// address is where the API server connects to a node (kubelet-preferred-address-types in pkg/controlplane).
+func address(n *corev1.Node, external bool) (netip.Addr, bool) {
+	for _, kind := range nodeaddress.Preferred(external) {
 		for _, a := range n.Status.Addresses {
 			if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == kind {
 				return ip, true
@@ -108,7 +109,7 @@ func (s *Server) reaching(ctx context.Context) {
 		g.SetLimit(parallelReaches)
 		for _, n := range s.records.all() {
 			g.Go(func() error {
-				at, ok := address(n)
+				at, ok := address(n, s.opts.Cluster.FlannelExternalIP)
 				if !ok || !condition.IsNodeReady(n) {
 					return nil
 				}
@@ -163,7 +164,7 @@ func (s *Server) reach(r *http.Request) (any, error) {
 	if err != nil && !apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("look for node %s: %w", name, err)
 	}
-	at, ok := address(n)
+	at, ok := address(n, s.opts.Cluster.FlannelExternalIP)
 	if err != nil || !ok {
 		return nil, refuse(http.StatusServiceUnavailable, "node %s has not registered its address yet: try again", name)
 	}

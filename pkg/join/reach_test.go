@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/util/keyutil"
 
 	"polymesh.dev/polymesh/pkg/certificate"
@@ -91,5 +92,21 @@ func TestUnreachableNote(t *testing.T) {
 	note := unreachable(map[string]error{"b": refused, "a": refused, "c": refused, "e": refused, "d": refused})
 	if !strings.Contains(note, "the kubelet of a (connection refused), b (connection refused), c (connection refused), 2 more: ") || !strings.Contains(note, "TCP 10250") {
 		t.Errorf("note is %q", note)
+	}
+}
+
+// A node is tried at the address that the API server uses.
+func TestReachAddress(t *testing.T) {
+	n := &corev1.Node{Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
+		{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}, {Type: corev1.NodeExternalIP, Address: "203.0.113.1"}, {Type: corev1.NodeHostName, Address: "node"},
+	}}}
+	for external, want := range map[bool]string{false: "192.0.2.1", true: "203.0.113.1"} {
+		if got, ok := address(n, external); !ok || got.String() != want {
+			t.Errorf("external %v: %s, %v, want %s", external, got, ok, want)
+		}
+	}
+	n.Status.Addresses = n.Status.Addresses[:1]
+	if got, ok := address(n, true); !ok || got.String() != "192.0.2.1" {
+		t.Errorf("a node without an external address is tried at %s, %v", got, ok)
 	}
 }

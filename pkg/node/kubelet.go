@@ -34,6 +34,7 @@ import (
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/node/external"
 	"polymesh.dev/polymesh/pkg/node/network"
 	"polymesh.dev/polymesh/pkg/preflight"
 )
@@ -73,6 +74,9 @@ func (k *Kubelet) args() []string {
 	}
 	if taints := k.opts.Settings.NodeTaints; len(taints) > 0 {
 		flags["register-with-taints"] = strings.Join(taints, ",")
+	}
+	if _, ok := external.Of(k.opts.Settings, k.opts.IP); ok {
+		flags["cloud-provider"] = "external" // so that the kubelet leaves the addresses to pkg/node/external
 	}
 	return kubeflags.Merge(flags, k.opts.Settings.KubeletArgs)
 }

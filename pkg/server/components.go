@@ -87,9 +87,12 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	m.Add(parts.Kubelet, kubelet...)
 	m.Add(parts.Proxy, api)
 	m.Add(parts.PoolAddresses, api)
+	if parts.ExternalAddress != nil {
+		m.Add(parts.ExternalAddress, api)
+	}
 	up = m.Add(parts.PodNetwork, api, controllers)
 	m.Add(joining, api)
-	m.Add(noderole.New(noderole.Options{Node: s.Name, Kubeconfig: kubeconfig, Log: s.Log}), api)
+	m.Add(noderole.New(noderole.Options{Node: s.Name, Kubeconfig: kubeconfig, Nameservers: parts.Nameservers.Servers, Log: s.Log}), api)
 	if local != nil {
 		m.Add(member.New(member.Options{Node: s.Name, Etcd: local, Kubeconfig: kubeconfig, Log: s.Log}), api)
 	}
@@ -308,7 +311,7 @@ func (s *server) addon(name config.Addon, kubeconfig string, names *node.Nameser
 	return addon.New(addon.Options{
 		Name: name, Disabled: !s.cfg.Enabled(name), Kubeconfig: kubeconfig, Image: s.Manifest.Image,
 		ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, Nameservers: names.Servers,
-		NodeName: s.Name, NodeAddress: s.IP, Internal: []netip.Prefix{s.cfg.ClusterCIDR, s.cfg.ServiceCIDR}, StorageDir: s.cfg.DataDir.Storage(),
+		NodeName: s.Name, NodeAddress: s.IP, External: s.cfg.FlannelExternalIP, Internal: []netip.Prefix{s.cfg.ClusterCIDR, s.cfg.ServiceCIDR}, StorageDir: s.cfg.DataDir.Storage(),
 		KubeletCA: certificate.Store(s.cfg.DataDir.TLS()).Cert(certificate.KubeletCA), Log: s.Log,
 	})
 }

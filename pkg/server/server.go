@@ -118,7 +118,7 @@ func newServer(cfg *config.Server, p *process.Process, membership *join.ServerMe
 		return nil, err
 	}
 	s.renewal = certificate.NewRenewal(certificate.Options{
-		Dir: cfg.DataDir.TLS(), NodeName: s.Name, NodeIP: s.IP, SANs: s.sans(),
+		Dir: cfg.DataDir.TLS(), NodeName: s.Name, NodeIP: s.IP, External: cfg.ExternalIP, SANs: s.sans(),
 		ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain, Observe: s.observes(),
 	}, s.writeKubeconfigs, s.Log)
 	return s, nil

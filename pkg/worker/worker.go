@@ -15,6 +15,7 @@ import (
 	"polymesh.dev/polymesh/pkg/node"
 	"polymesh.dev/polymesh/pkg/node/announce"
 	"polymesh.dev/polymesh/pkg/node/apilb"
+	"polymesh.dev/polymesh/pkg/node/external"
 	"polymesh.dev/polymesh/pkg/node/netpol"
 	"polymesh.dev/polymesh/pkg/node/network"
 	"polymesh.dev/polymesh/pkg/node/registry"
@@ -69,6 +70,8 @@ type Components struct {
 	Proxy         component.Component
 	PoolAddresses component.Component
 	PodNetwork    component.Component
+	// ExternalAddress is nil if the node has none to announce.
+	ExternalAddress component.Component
 
 	// Nameservers are the name servers of pods.
 	Nameservers *node.Nameservers
@@ -81,17 +84,22 @@ func New(o Options) Components {
 	kubelet := node.NewKubelet(machine, images)
 	pulls := o.registry()
 	pulls.Await, pulls.EvictsBelow = images.Await, kubelet.EvictsBelow
+	var announced component.Component
+	if address, ok := external.Of(o.Settings, o.Process.IP); ok {
+		announced = external.New(external.Options{Node: o.Process.Name, IP: o.Process.IP, External: address, Kubeconfig: o.Identity.Kubelet, Log: o.Process.Log})
+	}
 	return Components{
-		Balancer:      apilb.New(o.balancer()),
-		Containerd:    node.NewContainerd(machine),
-		Images:        images,
-		Registry:      registry.New(pulls),
-		NetworkPolicy: netpol.New(o.policies()),
-		Kubelet:       kubelet,
-		Proxy:         node.NewProxy(machine),
-		PoolAddresses: announce.New(o.pool()),
-		PodNetwork:    network.New(o.network()),
-		Nameservers:   machine.Nameservers,
+		ExternalAddress: announced,
+		Balancer:        apilb.New(o.balancer()),
+		Containerd:      node.NewContainerd(machine),
+		Images:          images,
+		Registry:        registry.New(pulls),
+		NetworkPolicy:   netpol.New(o.policies()),
+		Kubelet:         kubelet,
+		Proxy:           node.NewProxy(machine),
+		PoolAddresses:   announce.New(o.pool()),
+		PodNetwork:      network.New(o.network()),
+		Nameservers:     machine.Nameservers,
 	}
 }
 

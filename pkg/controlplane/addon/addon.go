@@ -46,12 +46,13 @@ type Options struct {
 
 	ClusterDNS    netip.Addr
 	ClusterDomain string
-	// Nameservers returns those that pods with dnsPolicy Default currently get, none on the loopback; nil for none at all.
-	// CoreDNS does not start without one to forward to, and exits if it would forward to itself.
+	// Nameservers returns those that pods with dnsPolicy Default currently get on the server's node, none on the loopback; nil for none at all.
 	Nameservers func() []string
 	// NodeName and NodeAddress are those of the server's node.
 	NodeName    string
 	NodeAddress netip.Addr
+	// External is whether kubelets are reached by the nodes' external addresses, of those that have one.
+	External bool
 	// Internal are the networks of the pods and of the services, in which no node has its address.
 	Internal []netip.Prefix
 
@@ -161,8 +162,9 @@ func (a *Addon) current() (inputs, error) {
 		return inputs{}, err
 	}
 	nodes, err := a.allNodes()
-	in := inputs{Servers: a.nameservers(), KubeletAuthority: authority, Spread: a.pod != nil && placement.Several(nodes, a.pod, time.Now())}
+	in := inputs{KubeletAuthority: authority, Spread: a.pod != nil && placement.Several(nodes, a.pod, time.Now())}
 	if a.opts.Name == config.CoreDNS {
+		in.Resolvers = nameserversOf(a.opts.NodeName, a.nameservers(), nodes)
 		in.Hosts = hosts(host{a.opts.NodeAddress, a.opts.NodeName}, a.opts.Internal, nodes)
 	}
 	return in, err

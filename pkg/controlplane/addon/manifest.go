@@ -12,7 +12,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"text/template"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -80,11 +79,11 @@ func (o Options) kubeletAuthority() (string, error) {
 
 // inputs are what manifests depend on that can change while the server runs.
 type inputs struct {
-	// Servers are the name servers that pods get from the host.
-	Servers []string
+	// Resolvers is a hash of the name servers that pods get from the servers' machines: see nameserversOf.
+	Resolvers string
 	// KubeletAuthority is the CA of the kubelets' serving certificates, as PEM.
 	KubeletAuthority string
-	// Hosts are the nodes' names and addresses, the server's own first.
+	// Hosts are the nodes' names and addresses, sorted by name.
 	Hosts []host
 	// Spread is whether pods can run on at least two nodes.
 	Spread bool
@@ -98,7 +97,7 @@ type inputs struct {
 func (i inputs) Rival(name string) bool { return slices.Contains(i.Rivals, name) }
 
 func (i inputs) equal(other inputs) bool {
-	return slices.Equal(i.Servers, other.Servers) && i.KubeletAuthority == other.KubeletAuthority &&
+	return i.Resolvers == other.Resolvers && i.KubeletAuthority == other.KubeletAuthority &&
 		slices.Equal(i.Hosts, other.Hosts) && i.Spread == other.Spread && i.Scaled == other.Scaled && slices.Equal(i.Rivals, other.Rivals)
 }
 
@@ -110,7 +109,6 @@ func render(opts Options, in inputs) ([]*unstructured.Unstructured, error) {
 	file := string(opts.Name) + ".yaml"
 	tmpl, err := template.New(file).Funcs(template.FuncMap{
 		"image": opts.Image,
-		"join":  func(list []string) string { return strings.Join(list, " ") },
 		// cel returns a text as a string literal of CEL, whose escapes are those of Go.
 		"cel": strconv.Quote,
 		"json": func(v any) (string, error) {

@@ -44,22 +44,19 @@ func testOptions(name config.Addon) Options {
 
 func TestRender(t *testing.T) {
 	for golden, opts := range map[string]Options{
-		"coredns":               testOptions(config.CoreDNS),
-		"coredns-offline":       testOptions(config.CoreDNS),
-		"coredns-nodes":         testOptions(config.CoreDNS),
-		"metrics-server":        testOptions(config.MetricsServer),
-		"metrics-server-nodes":  testOptions(config.MetricsServer),
-		"local-storage":         testOptions(config.LocalStorage),
-		"observe-access":        testOptions(ObserveAccess),
-		"observe-access-rivals": testOptions(ObserveAccess),
-		"observe-access-ingest": testOptions(ObserveAccess),
+		"coredns":                 testOptions(config.CoreDNS),
+		"coredns-nodes":           testOptions(config.CoreDNS),
+		"metrics-server":          testOptions(config.MetricsServer),
+		"metrics-server-nodes":    testOptions(config.MetricsServer),
+		"metrics-server-external": testOptions(config.MetricsServer),
+		"local-storage":           testOptions(config.LocalStorage),
+		"observe-access":          testOptions(ObserveAccess),
+		"observe-access-rivals":   testOptions(ObserveAccess),
+		"observe-access-ingest":   testOptions(ObserveAccess),
 	} {
 		t.Run(golden, func(t *testing.T) {
-			servers := []string{"192.0.2.53", "2001:db8::53"}
-			if strings.HasSuffix(golden, "-offline") {
-				servers = nil
-			}
-			in := inputs{Servers: servers, Hosts: []host{{opts.NodeAddress, opts.NodeName}}}
+			in := inputs{Resolvers: "0123456789abcdef", Hosts: []host{{opts.NodeAddress, opts.NodeName}}}
+			opts.External = strings.HasSuffix(golden, "-external")
 			if strings.HasSuffix(golden, "-nodes") {
 				in.Hosts, in.Spread = append(in.Hosts, host{netip.MustParseAddr("192.0.2.11"), "node-2"}), true
 			}

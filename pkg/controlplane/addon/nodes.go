@@ -3,6 +3,8 @@ package addon
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -20,6 +22,8 @@ import (
 
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/nodeaddress"
+	"polymesh.dev/polymesh/pkg/controlplane/noderole"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/placement"
 )
 
@@ -31,13 +35,13 @@ type host struct {
 
 // followNodes applies the manifests again when what they contain of the nodes changes.
 func (a *Addon) followNodes(ctx context.Context) error {
-	factory := informers.NewSharedInformerFactoryWithOptions(a.clientset, 0, informers.WithTransform(placement.Trimmed))
+	factory := informers.NewSharedInformerFactoryWithOptions(a.clientset, 0, informers.WithTransform(trimmed))
 	nodes := factory.Core().V1().Nodes()
 	a.nodes, a.nodesSynced = nodes.Lister(), nodes.Informer().HasSynced
 	changed := func(any) {
 		in, err := a.current()
 		a.mu.Lock()
-		same := slices.Equal(in.Hosts, a.inputs.Hosts) && in.Spread == a.inputs.Spread
+		same := slices.Equal(in.Hosts, a.inputs.Hosts) && in.Spread == a.inputs.Spread && in.Resolvers == a.inputs.Resolvers
 		a.mu.Unlock()
 		if err != nil || !same {
 			a.loop.Kick()
@@ -56,6 +60,40 @@ func (a *Addon) followNodes(ctx context.Context) error {
 	return nil
 }
 
+// trimmed leaves of a node's annotations only what is used here.
+func trimmed(obj any) (any, error) {
+	n, ok := obj.(*corev1.Node)
+	if !ok {
+		return placement.Trimmed(obj)
+	}
+	list, announced := n.Annotations[noderole.Nameservers]
+	out, err := placement.Trimmed(n)
+	if announced {
+		n.Annotations = map[string]string{noderole.Nameservers: list}
+	}
+	return out, err
+}
+
+// nameserversOf returns a hash of the different lists of name servers that the servers' nodes have: the own one's by its machine, the others' as
+// they have announced them. Whichever server leads, it is the same. Agents do not count: one that was broken into could replace CoreDNS's pods
+// again and again.
+func nameserversOf(name string, own []string, nodes []*corev1.Node) string {
+	lists := []string{noderole.Announcement(own)}
+	for _, n := range nodes {
+		list, announced := n.Annotations[noderole.Nameservers]
+		if _, server := n.Labels[layout.ServerLabel]; server && announced && n.Name != name {
+			lists = append(lists, list)
+		}
+	}
+	slices.Sort(lists)
+	sum := sha256.New()
+	for _, list := range slices.Compact(lists) {
+		of := sha256.Sum256([]byte(list))
+		sum.Write(of[:])
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:16])
+}
+
 // allNodes returns the nodes that are known: none before the API server has been queried.
 func (a *Addon) allNodes() ([]*corev1.Node, error) {
 	if a.nodes == nil {
@@ -64,17 +102,22 @@ func (a *Addon) allNodes() ([]*corev1.Node, error) {
 	return a.nodes.List(labels.Everything())
 }
 
-// hosts returns the names and addresses of the nodes: the server's own node by its settings, the others by their objects. A node
+// hosts returns the names and addresses of the nodes: the server's own node by its settings, the others by their objects. An agent
 // chooses its name and its address. A name with a dot could be that of any server in the world, so it is left out, and so is an address
-// that is another node's or cannot be a node's. Of two nodes with one address, the older one has it.
+// that is another node's or cannot be a node's. Of two nodes with one address, a server has it, or else the older one. The order does not depend on
+// which server leads.
 func hosts(own host, internal []netip.Prefix, nodes []*corev1.Node) []host {
 	out := []host{own}
 	order := slices.SortedFunc(slices.Values(nodes), func(a, b *corev1.Node) int {
-		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
 	})
 	taken := map[netip.Addr]bool{own.Address: true}
 	for _, n := range order {
-		if n.Name == own.Name || n.Name == "localhost" || len(validation.IsDNS1123Label(n.Name)) > 0 || n.DeletionTimestamp != nil {
+		invalid := validation.IsDNS1123Label(n.Name)
+		if rank(n) == 0 {
+			invalid = validation.IsDNS1123Subdomain(n.Name)
+		}
+		if n.Name == own.Name || n.Name == "localhost" || len(invalid) > 0 || n.DeletionTimestamp != nil {
 			continue
 		}
 		for _, a := range nodeaddress.Of(n, corev1.NodeInternalIP, internal) {
@@ -84,8 +127,16 @@ func hosts(own host, internal []netip.Prefix, nodes []*corev1.Node) []host {
 			}
 		}
 	}
-	slices.SortFunc(out[1:], func(a, b host) int { return cmp.Or(cmp.Compare(a.Name, b.Name), a.Address.Compare(b.Address)) })
+	slices.SortFunc(out, func(a, b host) int { return cmp.Or(cmp.Compare(a.Name, b.Name), a.Address.Compare(b.Address)) })
 	return out
+}
+
+// rank is 0 for a server's node, by a label that NodeRestriction keeps nodes from setting, and 1 for another.
+func rank(n *corev1.Node) int {
+	if _, ok := n.Labels[layout.ServerLabel]; ok {
+		return 0
+	}
+	return 1
 }
 
 // replicated reports whether the add-on has a second replica from the second node on.

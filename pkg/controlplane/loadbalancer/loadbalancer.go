@@ -50,8 +50,8 @@ type Options struct {
 	Kubeconfig string
 	// NodeName is the server's node.
 	NodeName string
-	// Addresses of the server's node, in the order in which a service's status shows them: the external one, if there is one, before
-	// the internal one.
+	// Addresses of the server's node by its settings, which services get until it has registered: the external one, if there is one, before the
+	// internal one.
 	Addresses []netip.Addr
 	// Internal are the networks of the pods and of the services, in which no node has its address.
 	Internal []netip.Prefix

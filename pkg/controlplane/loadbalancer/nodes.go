@@ -15,6 +15,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/controlplane/nodeaddress"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // readyGrace is how long a node that is no longer Ready keeps its place: a restart of its kubelet must not change every service.
@@ -37,7 +38,7 @@ func allAddresses(nodes []node) []netip.Addr {
 
 // nodeView selects the nodes whose addresses are published.
 type nodeView struct {
-	// own is the server's node, whose addresses come from its settings.
+	// own is the server's node, with the addresses of its settings, which count until it has registered.
 	own node
 	// internal are the cluster's own networks, in which no node has its address.
 	internal []netip.Prefix
@@ -45,32 +46,41 @@ type nodeView struct {
 	lastReady map[types.UID]time.Time
 }
 
-// publish returns the nodes whose addresses services get: those that are Ready, the server's own first, then by name. If next is not
-// zero, the result changes after that time by itself.
+// publish returns the nodes whose addresses services get: those that are Ready, servers first, then by name, whichever server leads.
+// If next is not zero, the result changes after that time by itself.
 //
 // Left out are nodes that are being deleted, and those with the label node.kubernetes.io/exclude-from-external-load-balancers. If no
 // node is Ready, all the others are returned: an address that may not work is better than none. A node writes its own status, so
-// an address that cannot be a node's is ignored, and one that two nodes have is that of the older one.
+// an address that cannot be a node's is ignored, and one that two nodes have is that of the server, which no agent can say to be, or else of
+// the older one.
 func (v *nodeView) publish(all []*corev1.Node, now time.Time) (nodes []node, next time.Duration) {
 	order := slices.SortedFunc(slices.Values(all), func(a, b *corev1.Node) int {
-		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
 	})
 	taken := make(map[netip.Addr]bool)
-	for _, a := range v.own.addresses {
-		taken[a] = true
+	own := slices.IndexFunc(all, func(n *corev1.Node) bool { return n.Name == v.own.name })
+	settings := own < 0 || len(v.addresses(all[own])) == 0
+	if settings {
+		for _, a := range v.own.addresses {
+			taken[a] = true
+		}
 	}
-	registered := false
+	servers := map[string]bool{v.own.name: true}
 	seen := make(map[types.UID]bool)
 	var ready, notReady []node
 	for _, n := range order {
 		seen[n.UID] = true
 		candidate := node{name: n.Name}
+		if rank(n) == 0 {
+			servers[n.Name] = true
+		}
 		if n.Name == v.own.name {
-			registered = true
-			candidate = v.own
 			if _, known := v.lastReady[n.UID]; !known {
 				v.lastReady[n.UID] = now // it starts with this server
 			}
+		}
+		if n.Name == v.own.name && settings {
+			candidate = v.own
 		} else {
 			for _, a := range v.addresses(n) {
 				if !taken[a] {
@@ -102,20 +112,28 @@ func (v *nodeView) publish(all []*corev1.Node, now time.Time) (nodes []node, nex
 			delete(v.lastReady, uid)
 		}
 	}
-	if !registered {
+	if own < 0 {
 		ready = append(ready, v.own)
 	}
 	if len(ready) == 0 {
 		ready = notReady
 	}
 	place := func(n node) int {
-		if n.name == v.own.name {
+		if servers[n.name] {
 			return 0
 		}
 		return 1
 	}
 	slices.SortFunc(ready, func(a, b node) int { return cmp.Or(cmp.Compare(place(a), place(b)), cmp.Compare(a.name, b.name)) })
 	return ready, next
+}
+
+// rank is 0 for a server's node, by a label that NodeRestriction keeps nodes from setting, and 1 for another.
+func rank(n *corev1.Node) int {
+	if _, ok := n.Labels[layout.ServerLabel]; ok {
+		return 0
+	}
+	return 1
 }
 
 // addresses returns the external addresses in a node's status, then the internal ones. Behind NAT, packets arrive with the internal

@@ -10,6 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 func kubeNode(name string, ready corev1.ConditionStatus, addresses ...string) *corev1.Node {
@@ -37,22 +39,29 @@ func TestPublish(t *testing.T) {
 	change := func(n *corev1.Node, f func(*corev1.Node)) *corev1.Node { f(n); return n }
 	excluded := func(n *corev1.Node) { n.Labels = map[string]string{corev1.LabelNodeExcludeBalancers: "false"} }
 	deleted := func(n *corev1.Node) { n.DeletionTimestamp = &metav1.Time{Time: epoch} }
-	server := kubeNode("server", yes, "198.51.100.99")
+	asServer := func(n *corev1.Node) { n.Labels = map[string]string{layout.ServerLabel: "true"} }
+	server := change(kubeNode("server", yes, "192.0.2.1"), asServer)
 	for name, tt := range map[string]struct {
 		nodes []*corev1.Node
 		want  []string
 	}{
-		"no node yet":                        {nil, []string{"192.0.2.1"}},
-		"one node, by its settings":          {[]*corev1.Node{server}, []string{"192.0.2.1"}},
-		"own first, external first, by name": {[]*corev1.Node{kubeNode("z", yes, "192.0.2.4"), kubeNode("a", yes, "192.0.2.3", "203.0.113.3"), server}, []string{"192.0.2.1", "203.0.113.3", "192.0.2.3", "192.0.2.4"}},
+		"no node yet":                            {nil, []string{"192.0.2.1"}},
+		"one node":                               {[]*corev1.Node{server}, []string{"192.0.2.1"}},
+		"one node without addresses yet":         {[]*corev1.Node{kubeNode("server", yes)}, []string{"192.0.2.1"}},
+		"one node, external first":               {[]*corev1.Node{change(kubeNode("server", yes, "192.0.2.1", "203.0.113.1"), asServer)}, []string{"203.0.113.1", "192.0.2.1"}},
+		"servers first, external first, by name": {[]*corev1.Node{kubeNode("z", yes, "192.0.2.4"), kubeNode("a", yes, "192.0.2.3", "203.0.113.3"), server}, []string{"192.0.2.1", "203.0.113.3", "192.0.2.3", "192.0.2.4"}},
 		"not ready, deleted, excluded": {[]*corev1.Node{server, kubeNode("a", no, "192.0.2.3"), change(kubeNode("b", yes, "192.0.2.4"), deleted),
 			change(kubeNode("c", yes, "192.0.2.5"), excluded)}, []string{"192.0.2.1"}},
-		"own excluded": {[]*corev1.Node{change(kubeNode("server", yes), excluded), kubeNode("a", yes, "192.0.2.3")}, []string{"192.0.2.3"}},
+		"own excluded": {[]*corev1.Node{change(kubeNode("server", yes, "192.0.2.1"), excluded), kubeNode("a", yes, "192.0.2.3")}, []string{"192.0.2.3"}},
 		"what is no node's address": {[]*corev1.Node{server, kubeNode("a", yes, "10.43.0.1", "10.42.0.7", "127.0.0.1", "0.0.0.0", "224.0.0.1", "169.254.1.1", "fe80::1%eth0", "x", "", "::ffff:192.0.2.3")},
 			[]string{"192.0.2.1", "192.0.2.3"}},
 		"the server's address, and another node's": {[]*corev1.Node{
 			change(kubeNode("a", yes, "192.0.2.1", "192.0.2.4"), func(n *corev1.Node) { n.CreationTimestamp = metav1.Time{Time: epoch.Add(time.Hour)} }),
 			change(kubeNode("b", yes, "192.0.2.4"), func(n *corev1.Node) { n.CreationTimestamp = metav1.Time{Time: epoch} }), server}, []string{"192.0.2.1", "192.0.2.4"}},
+		"an older agent claims a server's external address": {[]*corev1.Node{
+			change(kubeNode("a", yes, "192.0.2.3", "203.0.113.1"), func(n *corev1.Node) { n.CreationTimestamp = metav1.Time{Time: epoch.Add(-time.Hour)} }),
+			change(kubeNode("server", yes, "192.0.2.1", "203.0.113.1"), func(n *corev1.Node) { asServer(n); n.CreationTimestamp = metav1.Time{Time: epoch} })},
+			[]string{"203.0.113.1", "192.0.2.1", "192.0.2.3"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := testView()
@@ -61,6 +70,25 @@ func TestPublish(t *testing.T) {
 				t.Errorf("got %v, again in %s; want %v", got, next, tt.want)
 			}
 		})
+	}
+}
+
+// Which server leads changes nothing: each has its own name and settings only.
+func TestPublishWhoeverLeads(t *testing.T) {
+	yes := corev1.ConditionTrue
+	all := []*corev1.Node{
+		kubeNode("agent", yes, "192.0.2.4", "203.0.113.4"),
+		kubeNode("a", yes, "192.0.2.1", "203.0.113.1"), kubeNode("b", yes, "192.0.2.2"), kubeNode("c", yes, "192.0.2.3", "203.0.113.3"),
+	}
+	for _, n := range all[1:] {
+		n.Labels = map[string]string{layout.ServerLabel: "true"}
+	}
+	want := addrs("203.0.113.1", "192.0.2.1", "192.0.2.2", "203.0.113.3", "192.0.2.3", "203.0.113.4", "192.0.2.4")
+	for _, leader := range []node{{"a", addrs("203.0.113.1", "192.0.2.1")}, {"b", addrs("192.0.2.2")}, {"c", addrs("203.0.113.3", "192.0.2.3")}} {
+		v := nodeView{own: leader, lastReady: make(map[types.UID]time.Time)}
+		if nodes, _ := v.publish(all, epoch); !slices.Equal(allAddresses(nodes), want) {
+			t.Errorf("while %s leads: %v, want %v", leader.name, allAddresses(nodes), want)
+		}
 	}
 }
 

@@ -1,5 +1,5 @@
 // Package nodeaddress reads the addresses in the status of nodes, which each node chooses for itself. The load balancer publishes
-// them, and CoreDNS resolves nodes' names to them.
+// them, CoreDNS resolves nodes' names to them, and API servers and nodes connect to them.
 package nodeaddress
 
 import (
@@ -25,4 +25,13 @@ func Of(n *corev1.Node, kind corev1.NodeAddressType, internal []netip.Prefix) []
 		}
 	}
 	return out
+}
+
+// Preferred returns the kinds of addresses at which a node is reached, the preferred one first. external is whether nodes see each other by
+// their external addresses (--flannel-external-ip).
+func Preferred(external bool) []corev1.NodeAddressType {
+	if external {
+		return []corev1.NodeAddressType{corev1.NodeExternalIP, corev1.NodeInternalIP}
+	}
+	return []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP}
 }

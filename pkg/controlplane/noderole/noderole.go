@@ -1,7 +1,8 @@
-// Package noderole sets the role labels of a server's node, and detects objects that a renamed node has left behind.
+// Package noderole sets the role labels of a server's node, announces the name servers of its pods, and detects objects that a renamed node has left behind.
 //
 // It owns the labels node-role.kubernetes.io/control-plane and /master of the server's node, which NodeRestriction forbids
-// the kubelet to set. pkg/server adds it to a server.
+// the kubelet to set. It also removes, from every node that keeps its addresses itself, the taint with which the kubelet registers it
+// (pkg/node/external). pkg/server adds it to a server.
 package noderole
 
 import (
@@ -11,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -24,11 +26,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
+	cloudproviderapi "k8s.io/cloud-provider/api"
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/node/external"
 	"polymesh.dev/polymesh/pkg/ssa"
 )
 
@@ -37,6 +41,13 @@ const fieldManager = ssa.NodeRole
 
 // recheck is how often failed labels, and nodes that no longer report, are checked.
 const recheck = 30 * time.Second
+
+// Nameservers is the annotation of a server's node with the name servers that pods get there: CoreDNS's pods are replaced when it changes
+// (pkg/controlplane/addon).
+const Nameservers = "polymesh.dev/nameservers"
+
+// Announcement is the value of the annotation.
+func Announcement(servers []string) string { return strings.Join(servers, " ") }
 
 // Roles returns the labels of a server's node. master is also set by K3s, for older workloads.
 func Roles() []string {
@@ -49,7 +60,9 @@ type Options struct {
 	Node string
 	// Kubeconfig must allow listing, watching and patching nodes. It is read by Start.
 	Kubeconfig string
-	Log        *slog.Logger
+	// Nameservers returns the name servers that pods currently get on the node; nil for none at all.
+	Nameservers func() []string
+	Log         *slog.Logger
 }
 
 // Component is "node-role".
@@ -114,14 +127,17 @@ func (c *Component) set(err error) { c.state.Store(&err) }
 
 // sync labels the node, if it exists, and looks for its former object.
 func (c *Component) sync(ctx context.Context) error {
+	all, err := c.nodes.List(labels.Everything())
+	if err != nil {
+		return err
+	}
+	if err := c.initialize(ctx, all); err != nil {
+		return err
+	}
 	node, err := c.nodes.Get(c.opts.Node)
 	if apierrors.IsNotFound(err) {
 		return errors.New("the node has not registered yet")
 	}
-	if err != nil {
-		return err
-	}
-	all, err := c.nodes.List(labels.Everything())
 	if err != nil {
 		return err
 	}
@@ -132,7 +148,34 @@ func (c *Component) sync(ctx context.Context) error {
 	return c.label(ctx, node)
 }
 
-// label adds missing labels to the node. A label that a user has set to another value stays.
+// initialize removes the taint of a node that waits for its addresses, if the node says that it keeps them itself. Without that it waits for a
+// cloud provider of the user's.
+func (c *Component) initialize(ctx context.Context, nodes []*corev1.Node) error {
+	for _, n := range nodes {
+		left, waits := initialized(n)
+		if !waits {
+			continue
+		}
+		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID, "resourceVersion": n.ResourceVersion}, "spec": map[string]any{"taints": left}})
+		if err != nil {
+			return err
+		}
+		_, err = c.client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+		// After a conflict, the watch reports the node again.
+		if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("remove the taint of node %s: %w", n.Name, err)
+		}
+	}
+	return nil
+}
+
+// initialized returns the taints of a node without the one to remove, and whether it has that one.
+func initialized(n *corev1.Node) (left []corev1.Taint, waits bool) {
+	left = slices.DeleteFunc(slices.Clone(n.Spec.Taints), func(t corev1.Taint) bool { return t.Key == cloudproviderapi.TaintExternalCloudProvider })
+	return left, n.Annotations[external.Annotation] != "" && len(left) < len(n.Spec.Taints)
+}
+
+// label adds missing labels to the node, and updates its annotation. A label that a user has set to another value stays.
 func (c *Component) label(ctx context.Context, node *corev1.Node) error {
 	missing := map[string]string{}
 	for _, role := range Roles() {
@@ -140,10 +183,20 @@ func (c *Component) label(ctx context.Context, node *corev1.Node) error {
 			missing[role] = "true"
 		}
 	}
-	if len(missing) == 0 {
+	metadata := map[string]any{}
+	if len(missing) > 0 {
+		metadata["labels"] = missing
+	}
+	if c.opts.Nameservers != nil {
+		list := Announcement(c.opts.Nameservers())
+		if have, announced := node.Annotations[Nameservers]; !announced || have != list {
+			metadata["annotations"] = map[string]string{Nameservers: list}
+		}
+	}
+	if len(metadata) == 0 {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": missing}})
+	patch, err := json.Marshal(map[string]any{"metadata": metadata})
 	if err != nil {
 		return err
 	}

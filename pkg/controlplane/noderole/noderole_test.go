@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"polymesh.dev/polymesh/pkg/node/external"
 )
 
 func TestFormerNode(t *testing.T) {
@@ -46,5 +48,30 @@ func TestFormerNode(t *testing.T) {
 	n.former.Store(&old)
 	if note := n.Notes(t.Context()); len(note) != 1 || !strings.Contains(note[0], "remove it with its pods by `polymesh kubectl delete node old`") {
 		t.Errorf("the note is %q", note)
+	}
+}
+
+// The kubelet's taint goes only from a node that keeps its addresses itself; other taints stay.
+func TestInitialized(t *testing.T) {
+	waiting := corev1.Taint{Key: "node.cloudprovider.kubernetes.io/uninitialized", Value: "true", Effect: corev1.TaintEffectNoSchedule}
+	users := corev1.Taint{Key: "users", Effect: corev1.TaintEffectNoExecute}
+	for name, c := range map[string]struct {
+		annotation string
+		taints     []corev1.Taint
+		left       int
+		waits      bool
+	}{
+		"a new node":             {"203.0.113.1", []corev1.Taint{users, waiting}, 1, true},
+		"a user's provider":      {"", []corev1.Taint{users, waiting}, 1, false},
+		"an initialized node":    {"203.0.113.1", []corev1.Taint{users}, 1, false},
+		"a node without a taint": {"203.0.113.1", nil, 0, false},
+	} {
+		n := &corev1.Node{}
+		n.Annotations = map[string]string{external.Annotation: c.annotation}
+		n.Spec.Taints = c.taints
+		left, waits := initialized(n)
+		if waits != c.waits || len(left) != c.left || len(left) > 0 && left[0] != users {
+			t.Errorf("%s: left %v, waits %v", name, left, waits)
+		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -443,3 +444,29 @@ func TestSlowBlobs(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(text []byte) (int, error) { return f(text) }
+
+// Nodes are asked at their external addresses if nodes see each other by those.
+func TestPeerAddress(t *testing.T) {
+	node := nodeObject("other", "192.0.2.2")
+	node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: "203.0.113.2"})
+	for external, want := range map[bool]string{false: "192.0.2.2:10265", true: "203.0.113.2:10265"} {
+		p := &peers{opts: Options{PeerPort: 10265, External: external}}
+		if got := p.address(node); got != want {
+			t.Errorf("external %v: %s, want %s", external, got, want)
+		}
+	}
+	p := &peers{opts: Options{PeerPort: 10265, External: true}}
+	if got := p.address(nodeObject("other", "192.0.2.2")); got != "192.0.2.2:10265" {
+		t.Errorf("a node without an external address is asked at %s", got)
+	}
+}
+
+// A node listens where others connect.
+func TestWhereANodeListens(t *testing.T) {
+	for external, want := range map[bool]string{false: "192.0.2.1:10265", true: ":10265"} {
+		o := Options{IP: netip.MustParseAddr("192.0.2.1"), PeerPort: 10265, External: external}
+		if got := o.peerAddress(); got != want {
+			t.Errorf("external %v: %s, want %s", external, got, want)
+		}
+	}
+}

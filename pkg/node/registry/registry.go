@@ -50,7 +50,7 @@ type Options struct {
 	// Node and IP are the node's name and address in the cluster.
 	Node string
 	IP   netip.Addr
-	// LocalPort is the port on the loopback for containerd, PeerPort the one at IP for other nodes.
+	// LocalPort is the port on the loopback for containerd, PeerPort the one for other nodes, at IP without External.
 	LocalPort, PeerPort uint16
 	// External is set if nodes reach each other by their external addresses.
 	External bool
@@ -173,9 +173,19 @@ func (r *Registry) newServer(h http.Handler) *http.Server {
 	}
 }
 
+// peerAddress is where the component listens for other nodes: at the node's address, or, if they use external addresses, at all, because the
+// external one may be the machine's or a router's. Either way, others than the cluster's nodes are not served.
+func (o Options) peerAddress() string {
+	host := o.IP.String()
+	if o.External {
+		host = ""
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(o.PeerPort)))
+}
+
 // listen serves other nodes. The node's address or certificate may come later than the component.
 func (r *Registry) listen(ctx context.Context, server *http.Server) {
-	address := net.JoinHostPort(r.opts.IP.String(), strconv.Itoa(int(r.opts.PeerPort)))
+	address := r.opts.peerAddress()
 	for {
 		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 		if err == nil {
