@@ -300,6 +300,9 @@ func (e *Etcd) Start(ctx context.Context) (err error) {
 		return fmt.Errorf("configure etcd: %w", err)
 	}
 	server, err := e.startEtcd(cfg)
+	if err != nil && e.removed.Load() {
+		return e.ended()
+	}
 	if err != nil {
 		return fmt.Errorf("start etcd on the data in %s: %w", e.opts.Dir, err)
 	}
@@ -383,8 +386,9 @@ func (e *Etcd) run(ctx context.Context, server *embed.Etcd, client *clientv3.Cli
 			e.failed <- e.ended()
 			return
 		case err := <-server.Err():
-			if err == nil {
-				err = errors.New("etcd has ended by itself")
+			// The listeners of a member that is not ready yet end with it, and may report that first.
+			if err == nil || e.removed.Load() {
+				err = e.ended()
 			}
 			e.failed <- err
 			return

@@ -308,6 +308,39 @@ func TestThreeMembers(t *testing.T) {
 	other.put(t, "fourth")
 }
 
+// A member that was away when it was removed learns it from the others before it is ready: it ends with the reason, and its data are put aside
+// for a new join.
+func TestRemovedWhileAway(t *testing.T) {
+	all := servers(t, "a", "b", "c")
+	a, b, c := all[0], all[1], all[2]
+	a.start(t)
+	a.ready(t)
+	b.join(t, a)
+	c.join(t, b)
+	stop(t, c.Etcd)
+	eventually(t, "c is removed", func() error { return a.Remove(t.Context(), a.members(t)["c"].ID) })
+	c.start(t)
+	select {
+	case err := <-c.Failed():
+		if !errors.Is(err, errRemoved) {
+			t.Errorf("it ends with %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it continues")
+	}
+	stop(t, c.Etcd)
+	if err := New(c.opts).Start(t.Context()); !errors.Is(err, errRemoved) {
+		t.Errorf("it starts again: %v", err)
+	}
+	if aside, err := SetAside(c.opts.Dir, time.Now()); err != nil || aside == "" {
+		t.Errorf("its data are put aside as %q, %v", aside, err)
+	}
+	c.join(t, a)
+	if len(a.members(t)) != 3 {
+		t.Errorf("%+v", a.members(t))
+	}
+}
+
 // A database at its quota accepts writes again after a restart, if it can be made smaller.
 func TestQuota(t *testing.T) {
 	s := servers(t, "a")[0]
