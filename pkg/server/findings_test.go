@@ -21,8 +21,15 @@ import (
 	"polymesh.dev/polymesh/pkg/status"
 )
 
+// A process can have only one control plane.
+func TestCluster(t *testing.T) {
+	kubeconfig := controlplanetest.Start(t, slog.New(slog.DiscardHandler))
+	t.Run("Findings", func(t *testing.T) { findingsOfTheCluster(t, kubeconfig) })
+	t.Run("Admissible", func(t *testing.T) { admissibleServers(t, kubeconfig) })
+}
+
 // What the store asks for, of a real API server. Before there is one, the answer is an error.
-func TestFindingsOfTheCluster(t *testing.T) {
+func findingsOfTheCluster(t *testing.T, kubeconfig string) {
 	get := func(f *findings) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
 		f.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/findings", nil))
@@ -41,7 +48,7 @@ func TestFindingsOfTheCluster(t *testing.T) {
 		survey.Findings[0].Message != "the cluster does not work: 2 of 3 servers are away" || survey.Findings[1].Message != "the certificate x expires" {
 		t.Errorf("without the API server: %+v, %v", survey, err)
 	}
-	early.kubeconfig = controlplanetest.Start(t, slog.New(slog.DiscardHandler))
+	early.kubeconfig = kubeconfig
 	client := controlplanetest.Client(t, early.kubeconfig)
 	node, err := client.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, metav1.CreateOptions{})
 	if err != nil {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -24,8 +23,8 @@ import (
 )
 
 // What a server that finds the others in the datastore may do, by what a real API server has written there.
-func TestAdmissible(t *testing.T) {
-	kubeconfig, ctx := controlplanetest.Start(t, slog.New(slog.DiscardHandler)), t.Context()
+func admissibleServers(t *testing.T, kubeconfig string) {
+	ctx := t.Context()
 	dir := layout.DataDir(filepath.Dir(filepath.Dir(filepath.Dir(kubeconfig))))
 	admin := controlplanetest.Client(t, kubeconfig)
 	endpoint, err := datastore.ReadEndpoint(dir.DatastoreEndpoint())
