@@ -579,3 +579,30 @@ func TestEtcdCommands(t *testing.T) {
 	serve(status.RoleServer, func(s *status.Server) { member.Serve(s, nil, status.SQLite) })
 	check("the datastore of this server is SQLite, and not etcd on the servers: there are no members")
 }
+
+func TestToolOf(t *testing.T) {
+	for line, want := range map[string]string{
+		"polymesh":                                "",
+		"polymesh status":                         "",
+		"polymesh status kubectl":                 "",
+		"polymesh kubectl":                        "kubectl",
+		"polymesh kubectl get -n x pods":          "kubectl get -n x pods",
+		"/usr/local/bin/kubectl get kubectl":      "kubectl get kubectl",
+		"istioctl kubectl":                        "istioctl kubectl",
+		"polymesh __complete":                     "",
+		"polymesh __complete kubectl":             "",
+		"polymesh __complete status -":            "",
+		"polymesh __complete kubectl get po":      "kubectl __complete get po",
+		"polymesh __completeNoDesc istioctl vers": "istioctl __completeNoDesc vers",
+		"kubectl __complete get":                  "kubectl __complete get",
+	} {
+		args := strings.Fields(line)
+		name, its := toolOf(args)
+		if got := strings.TrimSpace(name + " " + strings.Join(its, " ")); got != want {
+			t.Errorf("%s: %q, want %q", line, got, want)
+		}
+		if strings.Join(args, " ") != line {
+			t.Errorf("%s became %q", line, args)
+		}
+	}
+}

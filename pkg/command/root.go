@@ -25,21 +25,15 @@ import (
 // Run runs the program for a command line and returns its exit code.
 func Run(args []string) int {
 	restoreGRPC()
-	if !isIstioctl(args) {
+	tool, toolArgs := toolOf(args)
+	if tool != "istioctl" { // it sets up its logs itself, based on what its packages have set
 		restoreLogging()
 	}
-	// Called through a link of that name, the program is kubectl or istioctl. As subcommands they are also handled here,
-	// before cobra: they parse the whole command line themselves.
-	if tool, ok := tools[filepath.Base(args[0])]; ok {
-		return tool(args[1:])
+	if tool != "" {
+		return tools[tool](toolArgs)
 	}
-	if len(args) > 1 {
-		if tool, ok := tools[args[1]]; ok {
-			return tool(args[2:])
-		}
-		if controlplane.IsProgram(args[1]) {
-			return controlplane.RunProgram(args[1], args[2:])
-		}
+	if len(args) > 1 && controlplane.IsProgram(args[1]) {
+		return controlplane.RunProgram(args[1], args[2:])
 	}
 	if len(args) > 1 && args[1] == node.ProxyCommand {
 		return node.RunProxy(args[2:])
@@ -59,9 +53,26 @@ func Run(args []string) int {
 	return 1
 }
 
-// isIstioctl reports whether a command line is istioctl's, which sets up its logs itself, based on what its packages have set.
-func isIstioctl(args []string) bool {
-	return filepath.Base(args[0]) == "istioctl" || len(args) > 1 && args[1] == "istioctl"
+// toolOf returns the upstream program that a command line is for, and its arguments; empty if it is for this one. Called through a link of
+// that name, the program is kubectl or istioctl. As subcommands they are not left to cobra: they parse and complete the whole command
+// line themselves.
+func toolOf(args []string) (name string, its []string) {
+	name, its = filepath.Base(args[0]), args[1:]
+	if tools[name] != nil {
+		return name, its
+	}
+	if len(its) == 0 {
+		return "", nil
+	}
+	name, its = its[0], its[1:]
+	if (name == cobra.ShellCompRequestCmd || name == cobra.ShellCompNoDescRequestCmd) && len(its) > 1 {
+		request := name
+		name, its = its[0], append([]string{request}, its[1:]...)
+	}
+	if tools[name] == nil {
+		return "", nil
+	}
+	return name, its
 }
 
 // exitError is an exit code of a command that has printed everything itself.
@@ -95,7 +106,7 @@ func newRoot() *cobra.Command {
 			Use:                name,
 			Short:              fmt.Sprintf("Run %s against this cluster", name),
 			DisableFlagParsing: true,
-			// Only help and completion get here.
+			// Only help gets here.
 			Run: func(*cobra.Command, []string) { os.Exit(run(os.Args[2:])) },
 		})
 	}
