@@ -265,6 +265,11 @@ On a machine with another node name, the node that saved the snapshot is removed
 		}
 		out := cmd.OutOrStdout()
 		if _, err := os.Stat(cfg.DataDir.Server("db")); err == nil {
+			if !yes {
+				if err := s.MayRestore(cmd.Context(), args[0]); err != nil {
+					return orAnyway(err, "--force")
+				}
+			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "This replaces the cluster's state in %s. What is there is put aside.\n", cfg.DataDir)
 			if err := confirm(cmd, yes); err != nil {
 				return err
@@ -350,6 +355,9 @@ they are of (encrypted ones, and those in S3). It lists the latter, and "polymes
 	return snapshotCommand(cmd, func(cmd *cobra.Command, _ []string, s *snapshot.Snapshots, _ *config.Server) error {
 		done, err := s.Prune(cmd.Context(), keep, names...)
 		printRemoved(cmd.OutOrStdout(), done.Removed)
+		if err == nil && len(done.Removed) == 0 {
+			fmt.Fprintln(cmd.OutOrStdout(), "nothing to remove")
+		}
 		for _, i := range done.Unknown {
 			fmt.Fprintf(cmd.OutOrStdout(), "left %s: nothing shows which cluster it is of; if it is this one's, `polymesh snapshot delete %s` removes it\n", progress.Line(i.Path), progress.Line(i.File))
 		}

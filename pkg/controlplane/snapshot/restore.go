@@ -87,6 +87,35 @@ func (s *Snapshots) Restore(ctx context.Context, from string) (*Restored, error)
 	return s.restore(ctx, from, change{before: BeforeRestore})
 }
 
+// MayRestore returns what would keep Restore from beginning, before someone is asked whether it should.
+func (s *Snapshots) MayRestore(ctx context.Context, from string) error {
+	if _, _, err := s.checked(ctx, from); err != nil {
+		return err
+	}
+	if lock, err := datadir.Look(s.o.DataDir); err == nil && lock.Held {
+		return s.runs()
+	}
+	return s.othersRun(ctx)
+}
+
+// runs is the error for a data dir that a server uses.
+func (s *Snapshots) runs() error {
+	return fmt.Errorf("a server is running on %s: stop it first, for example with `systemctl stop %s`. Nothing was changed", s.o.DataDir, layout.Unit)
+}
+
+// checked returns the path of a snapshot of which every part has been checked.
+func (s *Snapshots) checked(ctx context.Context, from string) (string, *Metadata, error) {
+	path, err := s.find(ctx, from)
+	if err != nil {
+		return "", nil, err
+	}
+	m, err := s.check(ctx, path)
+	if err != nil {
+		return "", nil, fmt.Errorf("%s cannot be restored: %w. Nothing was changed", path, err)
+	}
+	return path, m, nil
+}
+
 // ResetTo is Restore, with the mark of Reset.
 func (s *Snapshots) ResetTo(ctx context.Context, from string) (*Restored, error) {
 	if err := s.notReset(); err != nil {
@@ -96,13 +125,9 @@ func (s *Snapshots) ResetTo(ctx context.Context, from string) (*Restored, error)
 }
 
 func (s *Snapshots) restore(ctx context.Context, from string, c change) (*Restored, error) {
-	path, err := s.find(ctx, from)
+	path, m, err := s.checked(ctx, from)
 	if err != nil {
 		return nil, err
-	}
-	m, err := s.check(ctx, path)
-	if err != nil {
-		return nil, fmt.Errorf("%s cannot be restored: %w. Nothing was changed", path, err)
 	}
 	lock, err := s.acquire()
 	if err != nil {
@@ -115,6 +140,13 @@ func (s *Snapshots) restore(ctx context.Context, from string, c change) (*Restor
 	r := &Restored{Metadata: *m, Path: path, ThisNode: s.o.Node}
 	if err := s.replace(ctx, r, c); err != nil {
 		return nil, err
+	}
+	// On an empty machine, the first start must not look like an upgrade.
+	file := s.o.DataDir.Server(versionName)
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		if err := atomicfile.Write(file, []byte(m.Version), 0o600); err != nil {
+			return r, fmt.Errorf("note the version that saved the snapshot: %w", err)
+		}
 	}
 	return r, s.restoreConfig(r)
 }
@@ -150,7 +182,7 @@ func (s *Snapshots) acquire() (*datadir.Lock, error) {
 	lock, err := datadir.Acquire(s.o.DataDir)
 	if err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("a server is running on %s: stop it first, for example with `systemctl stop %s`. Nothing was changed", s.o.DataDir, layout.Unit)
+			return nil, s.runs()
 		}
 		return nil, fmt.Errorf("lock %s: %w. Nothing was changed", s.o.DataDir, err)
 	}

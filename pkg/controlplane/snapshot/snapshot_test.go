@@ -268,6 +268,13 @@ func TestRestoreOnTheSameMachine(t *testing.T) {
 	if _, err := os.Stat(m.dir.Server("agent-token")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a token that the snapshot does not have: %v", err)
 	}
+	// The next start is of the version that saved the snapshot, and so no upgrade.
+	if err := m.BeforeStart(t.Context(), true, slog.New(slog.DiscardHandler)); err != nil {
+		t.Error(err)
+	}
+	if all, err := m.List(t.Context()); err != nil || slices.ContainsFunc(all, func(i Info) bool { return i.Name == BeforeUpgrade }) {
+		t.Errorf("after the first start there are the snapshots %+v, %v", all, err)
+	}
 	back, err := m.Restore(t.Context(), r.Saved.File)
 	if err != nil {
 		t.Fatal(err)
@@ -366,8 +373,21 @@ func TestRestoreRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer lock.Release()
-		if _, err := m.Restore(t.Context(), good.Path); err == nil || !strings.Contains(err.Error(), "a server is running on "+string(m.dir)+": stop it first") {
+		for what, do := range map[string]func() error{
+			"asked whether it may": func() error { return m.MayRestore(t.Context(), good.Path) },
+			"restored":             func() error { _, err := m.Restore(t.Context(), good.Path); return err },
+		} {
+			if err := do(); err == nil || !strings.Contains(err.Error(), "a server is running on "+string(m.dir)+": stop it first") {
+				t.Errorf("%s: error is %v", what, err)
+			}
+		}
+	})
+	t.Run("before it asks", func(t *testing.T) {
+		if err := m.MayRestore(t.Context(), "nope"); err == nil || !strings.Contains(err.Error(), `there is no snapshot "nope"`) {
 			t.Errorf("error is %v", err)
+		}
+		if err := m.MayRestore(t.Context(), good.Path); err != nil {
+			t.Error(err)
 		}
 	})
 }
