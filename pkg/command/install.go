@@ -294,7 +294,7 @@ func listRemoval(out io.Writer, removal *service.Removal, wipe *reset.Plan, data
 	}
 	first := ""
 	if len(wipe.Remove) > 0 {
-		first = dataIsLost
+		first = lost(wipe)
 	}
 	listPlan(out, plan, first)
 }

@@ -45,7 +45,7 @@ of another cluster, and what other servers use is not removed.`,
 				_, err := fmt.Fprintf(out, "%s %s: nothing was removed\n", plan.DataDir, why)
 				return err
 			}
-			listPlan(out, plan, dataIsLost)
+			listPlan(out, plan, lost(plan))
 			if err := confirm(cmd, yes); err != nil {
 				return err
 			}
@@ -60,7 +60,13 @@ of another cluster, and what other servers use is not removed.`,
 	return cmd
 }
 
-const dataIsLost = "This stops all pods. All volumes, the datastore, and snapshots in the data dir are lost. "
+// lost is what a user loses with a reset.
+func lost(plan *reset.Plan) string {
+	if plan.Agent {
+		return "This stops all pods of this node. Their volumes in the data dir are lost. "
+	}
+	return "This stops all pods. All volumes, the datastore, and snapshots in the data dir are lost. "
+}
 
 // listPlan prints first, then what will be removed and what will stay.
 func listPlan(out io.Writer, plan *reset.Plan, first string) {

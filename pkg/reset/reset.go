@@ -56,6 +56,8 @@ type Plan struct {
 	DataDir layout.DataDir
 	// Remove and Leave are lines for the user, who confirms before Run. Remove is empty if there is nothing to do.
 	Remove, Leave []string
+	// Agent is set if the data dir is an agent's.
+	Agent bool
 
 	kubeconfigs []string // those to be removed
 	force       bool
@@ -126,6 +128,7 @@ func (p *Plan) planServer(ctx context.Context) error {
 		p.Remove = append(p.Remove, progress.Line(p.departure.String()))
 	}
 	if node, server, ok := join.Member(p.DataDir); ok {
+		p.Agent = true
 		p.Remove = append(p.Remove, progress.Line(fmt.Sprintf("the node %s from the cluster of %s", node, server)))
 	}
 	lock, err := datadir.Look(p.DataDir)
@@ -133,7 +136,7 @@ func (p *Plan) planServer(ctx context.Context) error {
 		return err
 	}
 	if lock.Held && p.unit == "" {
-		p.Remove = append(p.Remove, fmt.Sprintf("the running server, process %d", lock.PID))
+		p.Remove = append(p.Remove, fmt.Sprintf("the running %s, process %d", p.role(), lock.PID))
 	}
 	store, err := observe.Running(p.DataDir)
 	if err != nil {
@@ -288,6 +291,14 @@ func (p *Plan) outside() []string {
 	return folders
 }
 
+// role is what runs on the data dir, for the user.
+func (p *Plan) role() string {
+	if p.Agent {
+		return "agent"
+	}
+	return "server"
+}
+
 func (p *Plan) folders() []string { return append([]string{string(p.DataDir)}, p.outside()...) }
 
 // Run removes everything, step by step; a failed step does not keep the others from running. The proof that the rest
@@ -304,7 +315,7 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 		do   func(context.Context) error
 	}
 	steps := []step{
-		{"server stopped", p.stopServer},
+		{p.role() + " stopped", p.stopServer},
 		{"store of metrics, logs and traces stopped", func(ctx context.Context) error { return observe.End(ctx, p.DataDir) }},
 		{"containers stopped", p.stopContainers},
 		{"file systems unmounted", p.unmount},
@@ -314,7 +325,7 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 		{"cgroups removed", p.removeCgroups},
 		{"data removed", p.removeData},
 	}
-	if _, _, ok := join.Member(p.DataDir); ok {
+	if p.Agent {
 		steps = slices.Insert(steps, 1, step{leftStep, func(ctx context.Context) error { return p.leave(ctx, out) }})
 	}
 	var failures []error

@@ -177,7 +177,7 @@ func members(c *status.Cluster, f facts, now time.Time) {
 	switch {
 	case len(f.members.value) == 0:
 	case !q.Has():
-		c.Problem = fmt.Sprintf("%d of %d servers %s away%s: %s. The cluster is read-only at best: nothing is scheduled or changed, and pods continue. Start them. If their machines are lost, `polymesh server --cluster-reset` on this one alone makes a cluster of it",
+		c.Problem = fmt.Sprintf("%d of %d servers %s away%s: %s. The cluster is read-only at best: nothing is scheduled or changed, and pods continue. If this machine is cut off from the others, they continue the cluster: check its network first. Otherwise start them. Only if their machines are lost, `polymesh server --cluster-reset` on this one alone makes a cluster of it",
 			len(q.Away), q.Voters, isAre(len(q.Away)), since, q.Missing())
 	case since != "":
 		c.Problem = fmt.Sprintf("etcd has no leader%s, although %d of %d members answer: they elect one, or cannot reach each other on port 2380 of each server", since, q.Answering, q.Voters)

@@ -49,7 +49,7 @@ func TestProblems(t *testing.T) {
 		"one is away": {facts{members: result[[]etcd.Member]{value: three("b")}}, "",
 			"1 of 3 servers is away: b (no answer within 2s). The cluster works, and stops when one more is away"},
 		"two are away": {facts{members: result[[]etcd.Member]{value: three("b", "c")}, leaderlessSince: since, nodes: result[[]corev1.Node]{err: errNoAnswer}},
-			"2 of 3 servers are away since 2030-01-01 11:55:00 (5m ago): b (no answer within 2s), c (no answer within 2s). The cluster is read-only at best: nothing is scheduled or changed, and pods continue. Start them. If their machines are lost, `polymesh server --cluster-reset` on this one alone", ""},
+			"2 of 3 servers are away since 2030-01-01 11:55:00 (5m ago): b (no answer within 2s), c (no answer within 2s). The cluster is read-only at best: nothing is scheduled or changed, and pods continue. If this machine is cut off from the others, they continue the cluster: check its network first. Otherwise start them. Only if their machines are lost, `polymesh server --cluster-reset` on this one alone", ""},
 		"two have just gone": {facts{members: result[[]etcd.Member]{value: three("b", "c")}}, "2 of 3 servers are away: b", ""},
 		"no leader": {facts{members: result[[]etcd.Member]{value: three()}, leaderlessSince: since},
 			"etcd has no leader since 2030-01-01 11:55:00 (5m ago), although 3 of 3 members answer", ""},

@@ -115,6 +115,9 @@ func (r Reader) Read(ctx context.Context, ref, from string) (*Archive, error) {
 		a.Location = "registry:" + named.String()
 	}
 	if err != nil {
+		if from == "" {
+			err = fmt.Errorf("%w (there is no file %s either)", err, ref)
+		}
 		return nil, errors.Join(err, a.Close())
 	}
 	return a, nil

@@ -61,7 +61,7 @@ func (err *QuorumError) Error() string { return err.message }
 // Works returns a QuorumError while etcd has no majority that answers.
 func Works(members []Member) error {
 	if q := QuorumOf(members); !q.Has() {
-		return &QuorumError{fmt.Sprintf("%s, which is no majority of etcd: no member can be removed until another one is started: %s. If their machines are lost, `polymesh server --cluster-reset` on a server that is left makes a cluster of it alone",
+		return &QuorumError{fmt.Sprintf("%s, which is no majority of etcd: no member can be removed until another one is started: %s. If this machine is cut off from the others, they continue the cluster. If their machines are lost, `polymesh server --cluster-reset` on a server that is left makes a cluster of it alone",
 			answer(q, "members"), q.Missing())}
 	}
 	return nil
