@@ -140,11 +140,15 @@ test-harness: all .build/gotestsum
 	@mkdir -p .build/times
 	.build/gotestsum --format testname --jsonfile .build/times/harness.json -- -tags "$(TAGS) e2e" -vet=off -count=1 ./test/e2e/node/... ./test/e2e/images/...
 
-# Nothing is compiled while a node is tested: it would make the kubelet slow.
-.PHONY: test-programs
-test-programs: all dist/polymesh-scanner .build/test/consul .build/test/kiali $(OLDER)/polymesh $(if $(LONG),$(OLDER)/agent) .build/test/e2e.test .build/test/run .build/gotestsum .build/app-packages ## all that the end-to-end tests would build
+# Downloads and builds of other tools for most of the time, so something that needs the cores can run beside it.
+.PHONY: test-images
+test-images: all .build/app-packages
 	$(STEP) "Debian packages of the tests" build/debian/install test
 	test/e2e/prepare.sh
+
+# Nothing is compiled while a node is tested: it would make the kubelet slow.
+.PHONY: test-programs
+test-programs: test-images all dist/polymesh-scanner .build/test/consul .build/test/kiali $(OLDER)/polymesh $(if $(LONG),$(OLDER)/agent) .build/test/e2e.test .build/test/run .build/gotestsum .build/app-packages ## all that the end-to-end tests would build
 	$(STEP) "data dir from which nodes start" bash -c 'cd test/e2e && $(CURDIR)/.build/test/e2e.test -prepare'
 
 .PHONY: slowest
