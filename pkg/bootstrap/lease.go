@@ -132,7 +132,7 @@ func (s Store) Take(ctx context.Context, name, id string, ran bool) error {
 				return &TakenError{name}
 			}
 		}
-		r.Name, r.ID = name, id
+		r.Name, r.ID, r.Registered = name, id, false // its node is not this machine's
 		if written, err = s.write(ctx, r); err != nil {
 			return err
 		}

@@ -448,12 +448,8 @@ func (r *raw) checkArgs() error {
 		"kube-scheduler-arg": r.schedulerArgs, "kubelet-arg": r.kubeletArgs, "kube-proxy-arg": r.proxyArgs,
 	} {
 		for _, arg := range args {
-			switch name, _, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "="); {
-			case !argName.MatchString(name):
+			if name, _, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "="); !argName.MatchString(name) {
 				return fmt.Errorf("--%s %q is not name=value", flag, arg)
-			case name == "leader-elect" && (flag == "kube-controller-manager-arg" || flag == "kube-scheduler-arg"):
-				// Where no other server can exist they run in the server's process, and the loss of a Lease would end it.
-				return fmt.Errorf("--%s %s is refused: whether there is a leader depends on the datastore", flag, arg)
 			}
 		}
 	}

@@ -367,8 +367,6 @@ func TestBadFlags(t *testing.T) {
 		"--observe-retention=99999999999d":                              `--observe-retention "99999999999d" is not a time`,
 		"--observe-cluster-access=query":                                `--observe-cluster-access "query" is not one of all, ingest, off`,
 		"--mesh-profile=ambient":                                        `--mesh-profile "ambient" is not one of default, demo, minimal, empty`,
-		"--kube-scheduler-arg=leader-elect=true":                        "--kube-scheduler-arg leader-elect=true is refused",
-		"--kube-controller-manager-arg=--leader-elect":                  "--kube-controller-manager-arg --leader-elect is refused",
 		"--kubelet-arg==x":                                              `--kubelet-arg "=x" is not name=value`,
 		"--kube-proxy-arg=-v=1":                                         `--kube-proxy-arg "-v=1" is not name=value`,
 		"--v=11":                                                        "--v 11 is not a verbosity from 0 to 10",

@@ -80,7 +80,10 @@ func (c *ControllerManager) Init(context.Context) (err error) {
 	for _, set := range c.options.Flags(app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()).FlagSets {
 		fs.AddFlagSet(set)
 	}
-	return kubeflags.Check("kube-controller-manager-arg", fs, c.args())
+	if err := kubeflags.Check("kube-controller-manager-arg", fs, c.args()); err != nil {
+		return err
+	}
+	return checkLeaderElect(c.opts, "kube-controller-manager-arg", c.options.Generic.LeaderElection.LeaderElect)
 }
 
 // healthPort implements programmed.

@@ -3,9 +3,15 @@ package controlplane
 import (
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"k8s.io/client-go/rest"
+
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
 
 // Only a list or watch by the shared informers means that the controllers are built.
@@ -41,6 +47,29 @@ func TestFirstList(t *testing.T) {
 		response.Body.Close()
 		if seen != step.want {
 			t.Errorf("GET %s by %s: seen is %v, want %v", step.path, step.client, seen, step.want)
+		}
+	}
+}
+
+// With SQLite there is no leader election, and with a datastore for several servers there is, whatever the user sets.
+func TestLeaderElect(t *testing.T) {
+	for _, shared := range []bool{false, true} {
+		for _, set := range []string{"", "leader-elect=false", "leader-elect=true", "--leader-elect"} {
+			args := []string{"--data-dir", t.TempDir()}
+			if set != "" {
+				args = append(args, "--kube-controller-manager-arg", set, "--kube-scheduler-arg", set)
+			}
+			cfg, err := config.Parse(args, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := Options{Config: cfg, Certificates: certificate.Store(cfg.DataDir.TLS()), Datastore: datastore.Endpoint{LeaderElect: shared}}
+			want := set == "" || strings.HasSuffix(set, "=false") != shared
+			for _, c := range []component.Component{NewControllerManager(o), NewScheduler(o)} {
+				if err := c.Init(t.Context()); (err == nil) != want || err != nil && !strings.Contains(err.Error(), "leader-elect=") {
+					t.Errorf("%s, several servers %t, %q: %v", c.Name(), shared, set, err)
+				}
+			}
 		}
 	}
 }

@@ -132,6 +132,15 @@ func (p *Program) Stop(ctx context.Context) error {
 	return p.child.Stop(ctx)
 }
 
+// checkLeaderElect rejects a leader election that does not fit the datastore. Where no other server can exist, the component runs in the
+// server's process, which the loss of a Lease would end; elsewhere, two of it would work at the same time without one.
+func checkLeaderElect(o Options, setting string, elects bool) error {
+	if elects == o.Datastore.LeaderElect {
+		return nil
+	}
+	return fmt.Errorf("--%s leader-elect=%t is refused: with this datastore it is %t. Remove it", setting, elects, o.Datastore.LeaderElect)
+}
+
 // separateFlags are the flags of a Program's health check, and the component's own where it runs in the server.
 func separateFlags(o Options, port int) map[string]string {
 	if !o.Datastore.LeaderElect {

@@ -44,7 +44,10 @@ func (s *Scheduler) Init(context.Context) error {
 	for _, set := range s.options.Flags.FlagSets {
 		fs.AddFlagSet(set)
 	}
-	return kubeflags.Check("kube-scheduler-arg", fs, s.args())
+	if err := kubeflags.Check("kube-scheduler-arg", fs, s.args()); err != nil {
+		return err
+	}
+	return checkLeaderElect(s.opts, "kube-scheduler-arg", s.options.LeaderElection.LeaderElect)
 }
 
 // healthPort implements programmed.

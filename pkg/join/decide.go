@@ -189,12 +189,13 @@ func proven(r Request) (Keys, *Refusal) {
 
 // addresses rejects those that a node's serving certificate must not have, because they are another node's or the cluster's.
 func addresses(r Request, v View) *Refusal {
-	for _, a := range []netip.Addr{r.NodeIP, r.ExternalIP} {
+	for i, a := range []netip.Addr{r.NodeIP, r.ExternalIP} {
 		if !a.IsValid() {
 			continue
 		}
+		flag := []string{"--node-ip", "--node-external-ip"}[i]
 		if a != a.Unmap() || a.Zone() != "" || !a.IsGlobalUnicast() || v.Cluster.ServiceCIDR.Contains(a) || v.Cluster.ClusterCIDR.Contains(a) {
-			return refuse(http.StatusBadRequest, "%s cannot be the address of a node: set the machine's own with --node-ip", a)
+			return refuse(http.StatusBadRequest, "%s cannot be the address of a node: set the machine's own with %s", a, flag)
 		}
 		for _, n := range v.Nodes {
 			if n.Name == r.NodeName {
@@ -202,7 +203,7 @@ func addresses(r Request, v View) *Refusal {
 			}
 			for _, have := range n.Status.Addresses {
 				if b, err := netip.ParseAddr(have.Address); err == nil && b.Unmap() == a {
-					return refuse(http.StatusConflict, "node %s has the address %s already: set another with --node-ip, or remove that node with `polymesh node remove %s`, if it no longer exists", n.Name, a, n.Name)
+					return refuse(http.StatusConflict, "node %s has the address %s already: set another with %s, or remove that node with `polymesh node remove %s`, if it no longer exists", n.Name, a, flag, n.Name)
 				}
 			}
 		}

@@ -265,11 +265,12 @@ func admissible(ctx context.Context, store bootstrap.Store, name, id, version st
 	var last bootstrap.Server
 	var others []string
 	for _, s := range servers {
+		if s.Name == name {
+			continue // the machine is set up again, and may have a later version then
+		}
+		others = append(others, s.Name)
 		if s.Version != "" && s.Started.After(last.Started) {
 			last = s
-		}
-		if s.Name != name {
-			others = append(others, s.Name)
 		}
 	}
 	if last.Version != "" {

@@ -159,4 +159,17 @@ func admissibleServers(t *testing.T, kubeconfig string) {
 		t.Fatal(err)
 	}
 	wantRefused("the name of an agent", admissible(ctx, store, "worker", "A", "v1.36.3"), "the cluster has a node worker already, which is no server")
+	// A machine that is set up again may have a later version, as with an upgrade, if no other server is there.
+	for _, name := range []string{"one", "gone"} {
+		r, err := store.Server(ctx, name)
+		if err := errors.Join(err, store.Forget(ctx, r)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := store.Record(ctx, "again", func(r *bootstrap.Server) { r.Version, r.Started = "v1.34.1", time.Now() }); err != nil {
+		t.Fatal(err)
+	}
+	if err := admissible(ctx, store, "again", "A", "v1.36.3"); err != nil {
+		t.Error(err)
+	}
 }

@@ -143,7 +143,7 @@ func (p Place) Ensure(ctx context.Context, self Self, provider string) error {
 	if err != nil {
 		// Who changes the keys waits for this server by its last record, too. In a datastore that is full, only a running API server deletes.
 		r, missing := store.Server(ctx, self.Name)
-		if missing != nil || r.Name != self.Name || r.Address != self.Address {
+		if missing != nil || r.Name != self.Name || r.Address != self.Address || r.ID != "" && r.ID != self.ID {
 			return err
 		}
 		klog.Warningf("the datastore cannot be written; the server starts with the record of its last start: %v", err)

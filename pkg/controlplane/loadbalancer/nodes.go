@@ -38,7 +38,7 @@ func allAddresses(nodes []node) []netip.Addr {
 
 // nodeView selects the nodes whose addresses are published.
 type nodeView struct {
-	// own is the server's node, with the addresses of its settings, which count until it has registered.
+	// own is the server's node, with the addresses of its settings, which count until its status has an external one.
 	own node
 	// internal are the cluster's own networks, in which no node has its address.
 	internal []netip.Prefix
@@ -55,11 +55,11 @@ type nodeView struct {
 // the older one.
 func (v *nodeView) publish(all []*corev1.Node, now time.Time) (nodes []node, next time.Duration) {
 	order := slices.SortedFunc(slices.Values(all), func(a, b *corev1.Node) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
+		return cmp.Or(cmp.Compare(v.rank(a), v.rank(b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
 	})
 	taken := make(map[netip.Addr]bool)
 	own := slices.IndexFunc(all, func(n *corev1.Node) bool { return n.Name == v.own.name })
-	settings := own < 0 || len(v.addresses(all[own])) == 0
+	settings := own < 0 || len(nodeaddress.Of(all[own], corev1.NodeExternalIP, v.internal)) == 0
 	if settings {
 		for _, a := range v.own.addresses {
 			taken[a] = true
@@ -71,7 +71,7 @@ func (v *nodeView) publish(all []*corev1.Node, now time.Time) (nodes []node, nex
 	for _, n := range order {
 		seen[n.UID] = true
 		candidate := node{name: n.Name}
-		if rank(n) == 0 {
+		if v.rank(n) == 0 {
 			servers[n.Name] = true
 		}
 		if n.Name == v.own.name {
@@ -80,13 +80,12 @@ func (v *nodeView) publish(all []*corev1.Node, now time.Time) (nodes []node, nex
 			}
 		}
 		if n.Name == v.own.name && settings {
-			candidate = v.own
-		} else {
-			for _, a := range v.addresses(n) {
-				if !taken[a] {
-					taken[a] = true
-					candidate.addresses = append(candidate.addresses, a)
-				}
+			candidate.addresses = slices.Clone(v.own.addresses)
+		}
+		for _, a := range v.addresses(n) {
+			if !taken[a] {
+				taken[a] = true
+				candidate.addresses = append(candidate.addresses, a)
 			}
 		}
 		isReady := condition.IsNodeReady(n)
@@ -126,6 +125,14 @@ func (v *nodeView) publish(all []*corev1.Node, now time.Time) (nodes []node, nex
 	}
 	slices.SortFunc(ready, func(a, b node) int { return cmp.Or(cmp.Compare(place(a), place(b)), cmp.Compare(a.name, b.name)) })
 	return ready, next
+}
+
+// rank is rank, and 0 for the own node, which may not have its label yet.
+func (v *nodeView) rank(n *corev1.Node) int {
+	if n.Name == v.own.name {
+		return 0
+	}
+	return rank(n)
 }
 
 // rank is 0 for a server's node, by a label that NodeRestriction keeps nodes from setting, and 1 for another.

@@ -92,6 +92,21 @@ func TestPublishWhoeverLeads(t *testing.T) {
 	}
 }
 
+// Until a server's own node has announced its external address, after an upgrade for example, that of its settings counts. So does the server itself,
+// although its node does not have its label yet.
+func TestPublishSettings(t *testing.T) {
+	v := nodeView{own: node{"server", addrs("203.0.113.1", "192.0.2.1")}, lastReady: make(map[types.UID]time.Time)}
+	older := kubeNode("agent", corev1.ConditionTrue, "192.0.2.2", "203.0.113.1", "192.0.2.1")
+	older.CreationTimestamp = metav1.Time{Time: epoch.Add(-time.Hour)}
+	for _, own := range []*corev1.Node{kubeNode("server", corev1.ConditionTrue, "192.0.2.1"), kubeNode("server", corev1.ConditionTrue, "192.0.2.1", "203.0.113.1")} {
+		own.CreationTimestamp = metav1.Time{Time: epoch}
+		want := addrs("203.0.113.1", "192.0.2.1", "192.0.2.2")
+		if nodes, _ := v.publish([]*corev1.Node{older, own}, epoch); !slices.Equal(allAddresses(nodes), want) {
+			t.Errorf("with %v: %v, want %v", own.Status.Addresses, allAddresses(nodes), want)
+		}
+	}
+}
+
 // A node that is NotReady for a moment keeps its place; when none is Ready, all are published.
 func TestPublishGrace(t *testing.T) {
 	v := testView()

@@ -131,21 +131,19 @@ func (c *Component) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.initialize(ctx, all); err != nil {
-		return err
-	}
+	others := c.initialize(ctx, all)
 	node, err := c.nodes.Get(c.opts.Node)
 	if apierrors.IsNotFound(err) {
-		return errors.New("the node has not registered yet")
+		return errors.Join(others, errors.New("the node has not registered yet"))
 	}
 	if err != nil {
-		return err
+		return errors.Join(others, err)
 	}
 	name := formerNode(node, all)
 	if old := c.former.Swap(&name); name != "" && (old == nil || *old != name) {
 		c.log.Warn("this machine was registered under another node name before, and that node's object and pods still exist", "node", name, "remove", "polymesh kubectl delete node "+name)
 	}
-	return c.label(ctx, node)
+	return errors.Join(others, c.label(ctx, node))
 }
 
 // initialize removes the taint of a node that waits for its addresses, if the node says that it keeps them itself. Without that it waits for a

@@ -32,6 +32,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // recheck is how often requests are looked at that could not be decided, because the node has no addresses yet.
@@ -189,9 +190,10 @@ func decide(r *certificatesv1.CertificateSigningRequest, nodes []corev1.Node, jo
 			return deny("%s is no address of a node", a)
 		}
 		// The node writes its own addresses, so they prove nothing against others', whichever node is older. The address with which it has
-		// joined was no other node's then.
+		// joined was no other node's then, unless that is a server's now.
 		for i, n := range nodes {
-			if i != at && slices.Contains(addresses(n), a) && (joined[name] != a || joined[n.Name] == a) {
+			_, server := n.Labels[layout.ServerLabel]
+			if i != at && slices.Contains(addresses(n), a) && (joined[name] != a || joined[n.Name] == a || server) {
 				return deny("%s is also the address of node %s", a, n.Name)
 			}
 		}

@@ -16,6 +16,8 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 func TestDecide(t *testing.T) {
@@ -32,8 +34,11 @@ func TestDecide(t *testing.T) {
 	nodes[3].Status.Addresses = nil
 	// Two nodes have joined with 192.0.2.7 after each other, and moved is back there.
 	nodes = append(nodes, node("moved", "192.0.2.7"), node("heir", "192.0.2.7"))
+	// before had joined with the address that a server has now, and claims it again.
+	nodes = append(nodes, node("before", "192.0.2.8"), node("later", "192.0.2.8"))
+	nodes[len(nodes)-1].Labels = map[string]string{layout.ServerLabel: "true"}
 	joined := map[string]netip.Addr{}
-	for name, address := range map[string]string{"server": "192.0.2.1", "worker": "192.0.2.2", "greedy": "192.0.2.3", "moved": "192.0.2.7", "heir": "192.0.2.7"} {
+	for name, address := range map[string]string{"server": "192.0.2.1", "worker": "192.0.2.2", "greedy": "192.0.2.3", "moved": "192.0.2.7", "heir": "192.0.2.7", "before": "192.0.2.8"} {
 		joined[name] = netip.MustParseAddr(address)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -73,6 +78,7 @@ func TestDecide(t *testing.T) {
 		"a server's address, which the node claims":  {own("greedy", "192.0.2.1"), "192.0.2.1 is also the address of node server"},
 		"its own address, which another node claims": {own("server", "192.0.2.1"), "approved"},
 		"an address with which two nodes joined":     {own("heir", "192.0.2.7"), "192.0.2.7 is also the address of node moved"},
+		"a server's address, with which it joined":   {own("before", "192.0.2.8"), "192.0.2.8 is also the address of node later"},
 		"a service's address, which the node claims": {own("greedy", "10.43.0.1"), "10.43.0.1 is no address of a node"},
 		"loopback, which the node claims":            {own("greedy", "127.0.0.1"), "127.0.0.1 is no address of a node"},
 		"another name":                               {with(func(r *request) { r.dns = []string{"worker", "kubernetes"} }), `"kubernetes" is not the node's name`},

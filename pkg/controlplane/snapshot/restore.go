@@ -143,12 +143,13 @@ func (s *Snapshots) restore(ctx context.Context, from string, c change) (*Restor
 	}
 	// On an empty machine, the first start must not look like an upgrade.
 	file := s.o.DataDir.Server(versionName)
-	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-		if err := atomicfile.Write(file, []byte(m.Version), 0o600); err != nil {
-			return r, fmt.Errorf("note the version that saved the snapshot: %w", err)
-		}
+	if _, err = os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		err = atomicfile.Write(file, []byte(m.Version), 0o600)
 	}
-	return r, s.restoreConfig(r)
+	if err != nil {
+		err = fmt.Errorf("note the version that saved the snapshot: %w", err)
+	}
+	return r, errors.Join(err, s.restoreConfig(r))
 }
 
 // Anyway returns the same snapshots, of which one is restored, or the cluster reset, although other servers continue the cluster (RunningError in pkg/controlplane/datastore/etcd).

@@ -132,16 +132,24 @@ func (a *Address) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	want := a.addresses(node)
-	if slices.Equal(node.Status.Addresses, want) && node.Annotations[Annotation] == a.opts.External.String() {
+	announced := func(addresses []corev1.NodeAddress) bool {
+		return slices.Equal(node.Status.Addresses, addresses) && node.Annotations[Annotation] == a.opts.External.String()
+	}
+	want := a.addresses(node, a.opts.External)
+	if announced(want) {
 		return nil
 	}
 	all, err := a.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
 	if err != nil {
 		return fmt.Errorf("list nodes: %w", err)
 	}
+	// The node works without its external address: its own one and the annotation are written all the same.
+	var taken error
 	if other := holder(all.Items, a.opts.Node, a.opts.External); other != "" {
-		return fmt.Errorf("node %s has the address %s already, so it is not announced as this node's: set another one with --node-external-ip", other, a.opts.External)
+		taken = fmt.Errorf("node %s has the address %s already, so it is not announced as this node's: set another one with --node-external-ip", other, a.opts.External)
+		if want = a.addresses(node, netip.Addr{}); announced(want) {
+			return taken
+		}
 	}
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": node.UID, "annotations": map[string]any{Annotation: a.opts.External.String()}},
@@ -153,12 +161,15 @@ func (a *Address) sync(ctx context.Context) error {
 	if _, err := a.client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
 		return fmt.Errorf("write the addresses of node %s: %w", node.Name, err)
 	}
-	return nil
+	return taken
 }
 
-// addresses returns what the node's status shall have: its own address, the external one, and the names that the kubelet has set.
-func (a *Address) addresses(node *corev1.Node) []corev1.NodeAddress {
-	out := []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: a.opts.IP.String()}, {Type: corev1.NodeExternalIP, Address: a.opts.External.String()}}
+// addresses returns the addresses for the node's status: its own one, the external one if it is valid, and the names that the kubelet has set.
+func (a *Address) addresses(node *corev1.Node, external netip.Addr) []corev1.NodeAddress {
+	out := []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: a.opts.IP.String()}}
+	if external.IsValid() {
+		out = append(out, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: external.String()})
+	}
 	for _, have := range node.Status.Addresses {
 		if have.Type != corev1.NodeInternalIP && have.Type != corev1.NodeExternalIP {
 			out = append(out, have)
@@ -167,8 +178,8 @@ func (a *Address) addresses(node *corev1.Node) []corev1.NodeAddress {
 	return out
 }
 
-// holder returns another node that has an address; empty if there is none. Readers of addresses decide for themselves whose one is:
-// this only detects a wrong setting.
+// holder returns another node that has an address; empty if there is none. It only detects a wrong setting: readers of the addresses have
+// rules of their own for an address that two nodes have.
 func holder(nodes []corev1.Node, own string, address netip.Addr) string {
 	for _, n := range nodes {
 		for _, have := range n.Status.Addresses {

@@ -61,17 +61,22 @@ func TestOf(t *testing.T) {
 func TestSync(t *testing.T) {
 	announced := testNode("node", "192.0.2.1", "203.0.113.1")
 	announced.Annotations = map[string]string{Annotation: "203.0.113.1"}
+	without := testNode("node", "192.0.2.1")
+	without.Annotations = announced.Annotations
+	other := []corev1.Node{*testNode("other", "192.0.2.2", "::ffff:203.0.113.1")}
 	for name, c := range map[string]struct {
 		node   *corev1.Node
 		others []corev1.Node
-		wrote  bool
+		wrote  []string // addresses
 		err    string
 	}{
-		"as the kubelet registers it":  {testNode("node", "192.0.2.1"), nil, true, ""},
-		"with other addresses before":  {testNode("node", "192.0.2.9", "203.0.113.9"), []corev1.Node{*testNode("other", "192.0.2.2")}, true, ""},
-		"announced":                    {announced, nil, false, ""},
-		"not registered":               {nil, nil, false, "not registered"},
-		"another node has the address": {testNode("node", "192.0.2.1"), []corev1.Node{*testNode("other", "192.0.2.2", "::ffff:203.0.113.1")}, false, "node other has the address 203.0.113.1 already"},
+		"as the kubelet registers it":       {testNode("node", "192.0.2.1"), nil, []string{"192.0.2.1", "203.0.113.1"}, ""},
+		"with other addresses before":       {testNode("node", "192.0.2.9", "203.0.113.9"), []corev1.Node{*testNode("other", "192.0.2.2")}, []string{"192.0.2.1", "203.0.113.1"}, ""},
+		"announced":                         {announced, nil, nil, ""},
+		"not registered":                    {nil, nil, nil, "not registered"},
+		"another node has the address":      {testNode("node", "192.0.2.9"), other, []string{"192.0.2.1"}, "node other has the address 203.0.113.1 already"},
+		"another node still has it":         {without, other, nil, "node other has the address 203.0.113.1 already"},
+		"another node does not have it now": {without, nil, []string{"192.0.2.1", "203.0.113.1"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var wrote []string
@@ -106,7 +111,7 @@ func TestSync(t *testing.T) {
 			if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("error %v, want %q", err, c.err)
 			}
-			if !c.wrote {
+			if c.wrote == nil {
 				if len(wrote) > 0 {
 					t.Errorf("wrote %q", wrote)
 				}
@@ -119,7 +124,7 @@ func TestSync(t *testing.T) {
 			if err := json.Unmarshal([]byte(wrote[1]), &got); err != nil {
 				t.Fatal(err)
 			}
-			if want := testNode("node", "192.0.2.1", "203.0.113.1").Status.Addresses; !slices.Equal(got.Status.Addresses, want) {
+			if want := testNode("node", c.wrote...).Status.Addresses; !slices.Equal(got.Status.Addresses, want) {
 				t.Errorf("addresses %v, want %v", got.Status.Addresses, want)
 			}
 			if got.UID != "uid" || got.Annotations[Annotation] != "203.0.113.1" {
