@@ -265,22 +265,22 @@ func admissible(ctx context.Context, store bootstrap.Store, name, id, version st
 	var last bootstrap.Server
 	var others []string
 	for _, s := range servers {
-		if s.Name == name {
-			continue // the machine is set up again, and may have a later version then
-		}
-		others = append(others, s.Name)
 		if s.Version != "" && s.Started.After(last.Started) {
 			last = s
 		}
-	}
-	if last.Version != "" {
-		if err := join.ServerVersion(version, last.Version); err != nil {
-			return err
+		if s.Name != name {
+			others = append(others, s.Name)
 		}
 	}
 	ahead, known, err := store.Ahead(ctx, others, join.MaxSkew)
 	if err != nil {
 		return err
+	}
+	// The last one may be set up again with a later version, as with an upgrade, while no other one runs.
+	if last.Version != "" && (known || last.Name != name) {
+		if err := join.ServerVersion(version, last.Version); err != nil {
+			return err
+		}
 	}
 	if now := time.Now(); known {
 		if err := join.Clock(now, now.Add(ahead)); err != nil {
